@@ -1,0 +1,61 @@
+"""The door of the `ark` command: it says what there is and hands over."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+HELP = """\
+usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
+
+  fit             train on the datasets and the recipe given with --config
+  validate, test  score a checkpoint of a run on its validation or test splits
+  predict         run a checkpoint on a folder of images
+  shards write    turn a dataset's source into tar shards with an index
+  shards inspect  say and show what is inside shards
+"""
+
+
+def main() -> None:
+    """Entry point of the console script. Exits with 2 and one line where the user erred."""
+    from ark.types import ConfigError
+
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    try:
+        _run(command)
+    except ConfigError as error:
+        print(f"ark: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(command: str) -> None:
+    # Imported here: `ark --help` answers at once, and shards need no torch.
+    if command in ("fit", "validate", "test"):
+        from ark.cli import ArkCLI
+
+        ArkCLI()
+    elif command == "shards":
+        from datamodules.commands import inspect, write
+
+        _call({"write": write, "inspect": inspect})
+    elif command == "predict":
+        from datamodules.predicting import predict
+
+        _call(predict)
+    else:
+        print(HELP, end="")
+        if command not in ("-h", "--help"):
+            print(f"ark: error: unknown command {command!r}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _call(functions: Any) -> None:
+    from jsonargparse import auto_cli
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    auto_cli(functions, args=sys.argv[2:], prog=f"ark {sys.argv[1]}")
+
+
+if __name__ == "__main__":
+    main()

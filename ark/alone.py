@@ -1,0 +1,54 @@
+"""The comparison every joint run owes: each task trained alone, from the same start, with the
+same number of steps."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+from ark import report
+from ark.network import Network
+from ark.run import RunConfig
+from ark.types import ConfigError
+
+log = logging.getLogger("ark")
+
+
+def train_each(run: RunConfig, network: Network) -> None:
+    """Runs this very command once a task with `--data.only`, then joins the tables.
+
+    Each task gets a process and a folder of its own, `<run>/alone/<dataset>-<task>`; one that is
+    finished is not run again. Where `<run>` holds the joint run's results they stand beside.
+
+    Raises:
+        ConfigError: a task's run failed.
+    """
+    columns: dict[str, report.Results] = {"alone student": {}, "alone teacher": {}}
+    for key in network.tasks:
+        name = f"{run.name}/alone/{key.replace('/', '-')}"
+        results = run.folder.parent / name / report.RESULTS
+        if run.overwrite or not results.is_file():
+            _train(name, key)
+        found = report.read_json(results)
+        for who in ("student", "teacher"):
+            columns[f"alone {who}"].update(found[who])
+    together = report.read_json(run.folder / report.RESULTS) or {}
+    columns |= {f"joint {who}": together[who] for who in ("student", "teacher") if who in together}
+    heads = {key: network.head(key) for key in network.tasks}
+    folder = run.folder / "alone"
+    facts = ["each task alone, from the same start and with the same steps as in the joint run"]
+    log.info("\n%s\n", report.write_report(folder, f"{run.name}: alone", columns, facts, heads))
+
+
+def _train(name: str, key: str) -> None:
+    own = [
+        "--run.alone=false",
+        "--run.baseline=false",
+        f"--run.name={name}",
+        f"--data.only=[{key}]",
+    ]
+    log.info("alone: %s", key)
+    done = subprocess.run([sys.executable, "-m", "ark", *sys.argv[1:], *own], check=False)
+    if done.returncode:
+        raise ConfigError(f"alone: the run of {key} failed with exit code {done.returncode}")

@@ -1,0 +1,72 @@
+"""What happens around a training step: locks, the teacher, seeds and the progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+
+from ark.cycle import Position
+from ark.module import ArkModule
+from ark.seeds import seed_of
+
+
+class CycleRunner(Callback):
+    """Carries out the plan around each step. Holds no state that a resumed run would miss.
+
+    A callback and not hooks of the module, because Lightning saves checkpoints before it calls
+    the module's `on_train_batch_end`: the teacher in the file would be one update behind.
+    """
+
+    def __init__(self) -> None:
+        self._applied: tuple[int, int] | None = None  # (cycle, phase) whose locks are in force
+        self._finished = 0  # optimiser steps whose teacher update was made
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._applied = None
+        self._finished = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, ArkModule)
+        at = module.cycle.at(trainer.global_step)
+        if self._applied != (at.cycle, at.index):
+            module.locks.apply(module.locked_parts(at.phase.task, at.phase.lock))
+            self._applied = (at.cycle, at.index)
+        # Dropout and drop-path draw from the step, so that a resumed run draws the same.
+        micro = batch_idx % trainer.accumulate_grad_batches
+        torch.manual_seed(seed_of(module.seed, at.step, micro, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        assert isinstance(module, ArkModule)
+        if trainer.global_step > self._finished:  # not while gradients still accumulate
+            module.update_teacher(module.cycle.at(trainer.global_step - 1))
+            self._finished = trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._applied = None  # evaluation changed the modes of locked and free modules alike
+
+
+class CycleProgressBar(TQDMProgressBar):
+    """Names the cycle, the task and what is locked."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
+        super().on_train_batch_start(trainer, module, *args)
+        at: Position = module.cycle.at(trainer.global_step)
+        if at.phase_step == 0 or not self.train_progress_bar.desc.startswith("cycle"):
+            self.train_progress_bar.set_description(describe(at, module.cycle.cycles))
+
+    def get_metrics(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+        task = module.cycle.at(min(trainer.global_step, module.cycle.total_steps - 1)).phase.task
+        loss = trainer.callback_metrics.get(f"train/{task}/loss")
+        return {} if loss is None else {"loss": f"{loss:.3f}"}
+
+
+def describe(at: Position, cycles: int) -> str:
+    """`cycle 2/8  wingspan/organs  lock backbone`"""
+    return f"cycle {at.cycle + 1}/{cycles}  {at.phase.task}  {at.phase.state}"

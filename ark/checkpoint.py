@@ -1,0 +1,70 @@
+"""Networks on disk: safetensors beside a JSON that says how to rebuild them. Nothing is unpickled
+without torch's restriction to plain data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ark.network import Network
+from ark.types import ConfigError
+
+ARCHITECTURE = "architecture.json"
+
+
+def save_networks(folder: Path, **networks: Network) -> None:
+    """Writes `folder/<name>.safetensors` for each network and one architecture for all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, network in networks.items():
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+        (folder / ARCHITECTURE).write_text(json.dumps(network.architecture, indent=1))
+
+
+def load_network(path: str | Path, which: str = "teacher") -> Network:
+    """A network in eval mode, from a run's folder, its model/ folder, or a training checkpoint.
+
+    Args:
+        which: "teacher" or "student".
+
+    Raises:
+        ConfigError: nothing of that kind is there, or the file is not Ark's.
+    """
+    path = Path(path)
+    if path.is_file():
+        architecture, state = _from_training(path, which)
+    else:
+        architecture, state = _from_folder(path, which)
+    network = Network.from_architecture(architecture)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    folder = path / "model" if (path / "model").is_dir() else path
+    weights, architecture = folder / f"{which}.safetensors", folder / ARCHITECTURE
+    for file in (weights, architecture):
+        if not file.is_file():
+            raise ConfigError(
+                f"checkpoint {path}: {file} is missing; expected the folder of a finished run, "
+                "or a file such as RUN/checkpoints/last.ckpt"
+            )
+    return json.loads(architecture.read_text()), load_file(weights)
+
+
+def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if "ark" not in checkpoint:
+        raise ConfigError(f"checkpoint {path}: not written by `ark fit`")
+    prefix = {"student": "network.", "teacher": "teacher.network."}[which]
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    return checkpoint["ark"]["architecture"], state

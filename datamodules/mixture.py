@@ -1,0 +1,157 @@
+"""The LightningDataModule: asks the cycle which dataset each step needs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from ark.cycle import Cycle, CycleConfig, make_cycle
+from ark.types import Batch, ConfigError, TaskSpec
+from datamodules.config import DatasetConfig, prepare, task_specs
+from datamodules.shards import ShardReader
+from datamodules.stream import (
+    EvalBatches,
+    FromStep,
+    Share,
+    StepLoader,
+    TaskData,
+    TrainBatches,
+    quiet_worker,
+)
+from datamodules.transforms import Augment
+
+SPLITS = ("train", "val", "test")
+
+
+class Mixture(pl.LightningDataModule):
+    """Streams of all datasets, one task a step, in the order of the cycle.
+
+    Args:
+        datasets: what to train on; a recipe lists the datasets' YAML files.
+        cycle: the phases; see `ark.cycle.CycleConfig`.
+        only: task keys to keep; all if empty. Phases of other tasks are dropped.
+        batch_size: samples of one optimiser step, over all ranks and accumulated batches.
+        eval_batch_size: samples of one evaluation batch on one rank.
+        image_size: side of the square view in pixels.
+        workers: loader processes of each rank.
+        seed: of the order of samples and of their augmentation.
+        augment: how strongly training views vary.
+    """
+
+    def __init__(
+        self,
+        datasets: list[DatasetConfig],
+        cycle: CycleConfig,
+        only: list[str] | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        image_size: int = 224,
+        workers: int = 2,
+        seed: int = 0,
+        augment: Augment = Augment(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.image_size, self.workers, self.seed, self.augment = image_size, workers, seed, augment
+        self._readers: dict[str, ShardReader] = {}
+        self._specs: dict[str, TaskSpec] = {}
+        for dataset in datasets:
+            self._add(dataset)
+        self._keep(only or [], cycle)
+
+    def _add(self, dataset: DatasetConfig) -> None:
+        if dataset.name in self._readers:
+            raise ConfigError(f"datasets: {dataset.name!r} is listed twice; give each its own name")
+        index = prepare(dataset)
+        self._readers[dataset.name] = ShardReader(index)
+        self._specs.update({spec.key: spec for spec in task_specs(dataset, index)})
+
+    def _keep(self, only: list[str], cycle: CycleConfig) -> None:
+        if not self._specs:
+            raise ConfigError(
+                "datasets: none is listed; --datasets+=configs/datasets/NAME.yaml adds one"
+            )
+        if unknown := [key for key in only if key not in self._specs]:
+            raise ConfigError(f"only: unknown task {unknown[0]!r}; tasks: {list(self._specs)}")
+        if only:
+            self._specs = {key: self._specs[key] for key in self._specs if key in only}
+            cycle.phases = [p for p in cycle.phases if p.task in only]
+        self._cycle_config = cycle
+
+    @property
+    def tasks(self) -> list[TaskSpec]:
+        """All tasks of the run, in the order of the datasets."""
+        return list(self._specs.values())
+
+    @cached_property
+    def plan(self) -> Cycle:
+        """The plan, now that the number of samples is known."""
+        samples = {key: len(self.data(key, "train").numbers) for key in self._specs}
+        return make_cycle(self._cycle_config, self.tasks, samples, self.batch_size)
+
+    def data(self, key: str, split: str) -> TaskData:
+        """The samples of task `key` in `split`."""
+        spec = self._specs[key]
+        reader = self._readers[spec.dataset]
+        return TaskData(spec, reader, split, reader.index.annotated(split, spec.name))
+
+    def describe(self) -> str:
+        """Samples of every task by split, a line each."""
+        lines = [f"data: {len(self._specs)} tasks; {self.batch_size} samples a step"]
+        for key, spec in self._specs.items():
+            counts = [f"{len(self.data(key, split).numbers)} {split}" for split in SPLITS]
+            lines.append(
+                f"  {key}: {spec.kind} of {len(spec.classes)} classes, {', '.join(counts)}"
+            )
+        return "\n".join(lines)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self._trainer()
+        share = Share(
+            self.batch_size,
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.accumulate_grad_batches,
+        )
+        if self.batch_size % (share.world * share.accumulate):
+            raise ConfigError(
+                f"data.batch_size: {self.batch_size} samples a step do not split over "
+                f"{share.world} ranks x {share.accumulate} accumulated batches; choose a multiple"
+            )
+        data = {key: self.data(key, "train") for key in self._specs}
+        batches = TrainBatches(self.plan, data, share, self.seed, self.image_size, self.augment)
+        start = FromStep(lambda: trainer.global_step * share.accumulate, len(batches))
+        return StepLoader(batches, sampler=start, **self._loader_args())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._eval_dataloader("test")
+
+    def _eval_dataloader(self, split: str) -> DataLoader[Batch]:
+        trainer = self._trainer()
+        tasks = [self.data(key, split) for key in self._specs]
+        batches = EvalBatches(
+            tasks, self.eval_batch_size, self.image_size, trainer.global_rank, trainer.world_size
+        )
+        return DataLoader(batches, shuffle=False, **self._loader_args())
+
+    def _loader_args(self) -> dict[str, Any]:
+        # batch_size=None: an item is a whole batch, put together where it was decoded.
+        return {
+            "batch_size": None,
+            "num_workers": self.workers,
+            "worker_init_fn": quiet_worker,
+            "pin_memory": torch.cuda.is_available(),
+            "prefetch_factor": 4 if self.workers else None,
+        }
+
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("Mixture makes its loaders for a trainer; call trainer.fit or test")
+        return self.trainer

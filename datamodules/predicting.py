@@ -1,0 +1,198 @@
+"""`ark predict`: a checkpoint, a folder of images, and files that other tools read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ark.checkpoint import load_network
+from ark.network import Network
+from ark.types import BoxPrediction, ClassPrediction, ConfigError, MaskPrediction, TaskSpec
+from datamodules.images import decode_image
+from datamodules.transforms import Transform
+
+log = logging.getLogger("ark")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def predict(
+    checkpoint: str,
+    images: str,
+    output: str = "predictions",
+    which: Literal["teacher", "student"] = "teacher",
+    threshold: float = 0.5,
+    score: float = 0.05,
+    batch_size: int = 16,
+    workers: int = 2,
+) -> None:
+    """Runs every head of a checkpoint on a folder of images.
+
+    Writes into `output`: classes.csv (a probability a column, `<dataset>/<task>/<class>`),
+    boxes/<dataset>-<task>.json (COCO results with their categories, pixels of the image's file),
+    masks/<dataset>-<task>/<class>/<image>.png (0 and 255, the image's size) and skipped.csv.
+
+    Args:
+        checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
+        images: folder, searched with its subfolders for .jpg and .png.
+        output: folder to write.
+        which: the network of the two.
+        threshold: probability from which a pixel belongs to a class.
+        score: boxes below it are left out.
+        batch_size: images at once.
+        workers: processes that decode.
+
+    Raises:
+        ConfigError: no image in the folder, or no checkpoint.
+    """
+    network = load_network(checkpoint, which)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)
+    folder = _Folder(Path(images), network.backbone.image_size)
+    writer = _Writer(Path(output), network, threshold, score)
+    loader = DataLoader(folder, batch_size, num_workers=workers, collate_fn=list)
+    for items in tqdm(loader, desc="predict", unit="batch"):
+        good = [item for item in items if item.view is not None]
+        writer.skipped += [item for item in items if item.view is None]
+        if good:
+            views = torch.stack([item.view for item in good]).to(device)
+            writer.add(good, {key: p.to("cpu") for key, p in network(views).items()})
+    log.info(writer.finish())
+
+
+@dataclass
+class _Item:
+    name: str  # path below the folder
+    size: tuple[int, int] = (0, 0)  # (H, W) of the file in pixels
+    view: Tensor | None = None  # (3, S, S) uint8; None where the file could not be read
+    error: str = ""
+
+
+class _Folder(Dataset[_Item]):
+    def __init__(self, folder: Path, image_size: int) -> None:
+        self.folder = folder
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ConfigError(f"images: no {', '.join(SUFFIXES)} file in {str(folder)!r}")
+        self.transform = Transform("multiclass", image_size, None)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> _Item:
+        path = self.paths[index]
+        name = path.relative_to(self.folder).as_posix()
+        try:
+            image = decode_image(path.read_bytes(), name)
+        except (ConfigError, OSError) as error:
+            return _Item(name, error=str(error))
+        view = self.transform(image, None, 0).student
+        return _Item(name, image.shape[:2], view)
+
+
+@dataclass
+class _Writer:
+    """Collects rows and boxes, writes masks as they come, and the rest at the end."""
+
+    output: Path
+    network: Network
+    threshold: float
+    score: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    boxes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    items: list[_Item] = field(default_factory=list)
+    skipped: list[_Item] = field(default_factory=list)
+
+    def add(self, items: Sequence[_Item], predictions: dict[str, Any]) -> None:
+        for index, item in enumerate(items):
+            row: dict[str, Any] = {"image": item.name}
+            for key, prediction in predictions.items():
+                task = self.network.tasks[key]
+                if isinstance(prediction, ClassPrediction):
+                    values = prediction.probabilities[index].tolist()
+                    row |= {f"{key}/{c}": v for c, v in zip(task.classes, values, strict=True)}
+                elif isinstance(prediction, BoxPrediction):
+                    self._add_boxes(task, item, len(self.items), prediction, index)
+                elif isinstance(prediction, MaskPrediction):
+                    self._write_masks(task, item, prediction.probabilities[index])
+            self.rows.append(row)
+            item.view = None  # not needed any more, and there may be a hundred thousand
+            self.items.append(item)
+
+    def _add_boxes(
+        self, task: TaskSpec, item: _Item, image_id: int, prediction: BoxPrediction, index: int
+    ) -> None:
+        side = self.network.backbone.image_size
+        scale = np.array([item.size[1], item.size[0], item.size[1], item.size[0]]) / side
+        found = self.boxes.setdefault(task.key, [])
+        for box, score, label in zip(
+            prediction.boxes[index].numpy() * scale,
+            prediction.scores[index].tolist(),
+            prediction.labels[index].tolist(),
+            strict=True,
+        ):
+            if score >= self.score:
+                x1, y1, x2, y2 = (round(float(v), 2) for v in box)
+                found.append(
+                    {
+                        "id": len(found) + 1,
+                        "image_id": image_id + 1,
+                        "category_id": label + 1,
+                        "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                        "score": round(score, 5),
+                    }
+                )
+
+    def _write_masks(self, task: TaskSpec, item: _Item, probabilities: Tensor) -> None:
+        for name, plane in zip(task.classes, probabilities.numpy(), strict=True):
+            full = cv2.resize(plane, (item.size[1], item.size[0]), interpolation=cv2.INTER_LINEAR)
+            path = self.output / "masks" / _flat(task.key) / _flat(name) / item.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mask = (full >= self.threshold).astype(np.uint8) * 255
+            cv2.imwrite(str(path.with_suffix(".png")), mask)
+
+    def finish(self) -> str:
+        """Writes what was collected; returns a line that says what is where."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.rows:
+            _write_csv(self.output / "classes.csv", self.rows)
+        images = [
+            {"id": n + 1, "file_name": item.name, "height": item.size[0], "width": item.size[1]}
+            for n, item in enumerate(self.items)
+        ]
+        for key, boxes in self.boxes.items():
+            classes = self.network.tasks[key].classes
+            categories = [{"id": n + 1, "name": name} for n, name in enumerate(classes)]
+            content = {"images": images, "categories": categories, "annotations": boxes}
+            path = self.output / "boxes" / f"{_flat(key)}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content))
+        said = f"{len(self.items)} images -> {self.output}"
+        if self.skipped:
+            skipped = [{"image": item.name, "reason": item.error} for item in self.skipped]
+            _write_csv(self.output / "skipped.csv", skipped)
+            said += f"; {len(skipped)} could not be read, see {self.output / 'skipped.csv'}"
+        return said
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _flat(name: str) -> str:
+    """A task's key or a class name as one part of a path."""
+    return name.replace("/", "-").replace(" ", "_")

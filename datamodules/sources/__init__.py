@@ -1,0 +1,6 @@
+"""Readers of public datasets' own formats, one short file each."""
+
+from datamodules.sources.base import SPLITS, Source, SourceSample
+from datamodules.sources.folder import FolderSource
+
+__all__ = ["SPLITS", "FolderSource", "Source", "SourceSample"]

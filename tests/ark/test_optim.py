@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ark.optim import check_covered, parameter_groups
+from ark.types import ConfigError
+
+
+def _network() -> nn.Module:
+    return nn.ModuleDict(
+        {
+            "backbone": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+            "projector": nn.Linear(4, 4),
+        }
+    )
+
+
+def test_groups_hold_every_parameter_once_with_rate_and_decay() -> None:
+    network = _network()
+    scale = {"backbone": 0.1, "backbone.1": 0.5}
+    groups = parameter_groups(network, 1.0, scale, weight_decay=0.01)
+    check_covered(network, torch.optim.AdamW(groups))
+    found = {id(p): group for group in groups for p in group["params"]}
+    expected = {
+        "backbone.0.weight": (0.1, 0.01),
+        "backbone.0.bias": (0.1, 0.0),
+        "backbone.1.weight": (0.5, 0.0),
+        "backbone.1.bias": (0.5, 0.0),
+        "projector.weight": (1.0, 0.01),
+        "projector.bias": (1.0, 0.0),
+    }
+    for name, parameter in network.named_parameters():
+        group = found[id(parameter)]
+        assert (group["lr"], group["weight_decay"]) == expected[name], name
+
+
+def test_a_rate_for_a_part_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"'encoder' names no module.*backbone"):
+        parameter_groups(_network(), 1.0, {"encoder": 0.1}, 0.0)
+
+
+def test_missing_and_foreign_parameters_are_found() -> None:
+    network = _network()
+    parameters = list(network.parameters())
+    with pytest.raises(ConfigError, match=r"in no group: projector\.bias"):
+        check_covered(network, torch.optim.SGD(parameters[:-1], lr=1))
+    foreign = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ConfigError, match="not the network's"):
+        check_covered(network, torch.optim.SGD([*parameters, foreign], lr=1))
+
+
+def test_doubled_parameters_are_found() -> None:
+    network = _network()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1)
+    optimizer.param_groups[0]["params"].append(network["projector"].bias)
+    with pytest.raises(ConfigError, match=r"in several groups: projector\.bias"):
+        check_covered(network, optimizer)
+
+
+def test_frozen_parameters_belong_to_no_group() -> None:
+    network = _network()
+    network["projector"].requires_grad_(False)
+    groups = parameter_groups(network, 1.0, {}, 0.0)
+    check_covered(network, torch.optim.SGD(groups))

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from ark import report
+from ark.network import Network
+from toys import SIZE, make_task
+
+
+def make_heads() -> dict:
+    tasks = [make_task("multilabel"), make_task("segmentation")]
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, None, tasks)
+    return {key: network.head(key) for key in network.tasks}
+
+
+def test_collect_takes_one_prefix_and_the_named_tasks() -> None:
+    metrics = {"test/a/b/dice": 0.5, "test/a/b/dice/x": 0.1, "test_teacher/a/b/dice": 0.9,
+               "test/a/bc/dice": 0.2, "test/score": 1.0}  # fmt: skip
+    assert report.collect(metrics, "test", ["a/b"]) == {"a/b": {"dice": 0.5, "dice/x": 0.1}}
+    assert report.collect(metrics, "test_teacher", ["a/b"]) == {"a/b": {"dice": 0.9}}
+
+
+def test_the_report_has_a_row_a_metric_and_a_column_a_result(tmp_path) -> None:
+    columns = {
+        "start": {"toy/segmentation": {"dice": 0.1, "iou": 0.05}},
+        "student": {
+            "toy/multilabel": {"auroc": 0.75, "auroc/heart": 0.7},
+            "toy/segmentation": {"dice": 0.9, "iou": 0.8},
+        },
+        "teacher": {},
+    }
+    short = report.write_report(tmp_path, "title", columns, ["a fact"], make_heads())
+    lines = short.splitlines()
+    assert "teacher" not in lines[0]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["auroc", "dice", "iou"]
+    assert "0.900" in lines[3]
+    assert "0.100" in lines[3]
+    text = (tmp_path / "report.md").read_text()
+    assert "auroc/heart" in text
+    assert "- a fact" in text
+    assert report.read_json(tmp_path / report.RESULTS) == columns

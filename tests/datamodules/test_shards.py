@@ -1,0 +1,265 @@
+"""Source -> tar -> reader: nothing changes on the way, and whatever is damaged is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ark.types import ConfigError
+from datamodules.annotations import AnnotationSpec
+from datamodules.images import encode_png
+from datamodules.index import ShardIndex, mask_member
+from datamodules.shards import ShardReader
+from datamodules.sources import FolderSource, Source, SourceSample
+from datamodules.writing import write_shards
+
+GRAY = encode_png(np.arange(30, dtype=np.uint8).reshape(5, 6))
+
+
+class ListSource(Source):
+    """Samples given as a list per split."""
+
+    def __init__(self, specs, **splits):
+        self.specs, self.lists = specs, splits
+
+    def annotations(self):
+        return self.specs
+
+    def splits(self):
+        return {split: len(samples) for split, samples in self.lists.items()}
+
+    def samples(self, split):
+        return iter(self.lists[split])
+
+
+def view_sample(key, patient=None, view="PA"):
+    return SourceSample(key, GRAY, (5, 6), {"view": view}, patient=patient)
+
+
+def view_source(*keys, **splits):
+    specs = {"view": AnnotationSpec("multiclass", ("PA", "AP"))}
+    return ListSource(specs, train=[view_sample(key) for key in keys], **splits)
+
+
+@pytest.fixture
+def index(folder, tmp_path):
+    return write_shards(FolderSource(**folder.args), "tiny", tmp_path / "shards")
+
+
+def numbers(index, split="train"):
+    return {str(key): n for n, key in enumerate(index.splits[split].keys)}
+
+
+def test_index(index):
+    assert index.num_samples("train") == 4
+    assert index.classes("organs") == ("left lung", "heart")
+    assert index.annotated("train", "findings").tolist() == [0, 1, 3]
+    assert index.annotated("train", "organs").tolist() == [0, 1]
+    counts = index.splits["train"].counts
+    assert counts["findings"] == {
+        "Effusion": {"known": 3, "present": 1},
+        "Mass": {"known": 2, "present": 1},
+    }
+    assert counts["boxes"] == {"opacity": {"known": 3, "present": 2, "boxes": 2}}
+    assert counts["heart_read"] == {"heart": {"known": 3, "present": 2}}
+
+
+def test_reader_gives_what_the_files_hold(index, folder):
+    reader, number = ShardReader(index), numbers(index)
+    sample = reader.read("train", number["a"], "findings")
+    pixels = np.array(Image.open(folder.path("images/a.jpg")).convert("RGB"))
+    np.testing.assert_array_equal(sample.image, pixels)
+    np.testing.assert_array_equal(sample.annotation, np.float32([1, 0]))
+    unknown = reader.read("train", number["b"], "findings").annotation
+    np.testing.assert_array_equal(unknown, np.float32([0, np.nan]))
+    assert reader.read("train", number["b"], "view").annotation == 1
+    boxes, labels = reader.read("train", number["a"], "boxes").annotation
+    assert boxes.tolist() == [[2.5, 3, 12.5, 11]]
+    assert (boxes.dtype, labels.dtype, labels.tolist()) == (np.float32, np.int64, [0])
+    assert reader.read("train", number["b"], "boxes").annotation.boxes.shape == (0, 4)
+
+
+def test_reader_gives_masks_and_what_is_known(index, folder):
+    reader, number = ShardReader(index), numbers(index)
+    masks, known = reader.read("train", number["b"], "organs").annotation
+    assert known.tolist() == [False, True]
+    truth = cv2.imread(str(folder.path("masks/heart/b.png")), cv2.IMREAD_GRAYSCALE) // 255
+    np.testing.assert_array_equal(masks, [np.zeros_like(truth), truth])
+    masks, known = reader.read("train", number["d"], "heart_read").annotation
+    assert known.tolist() == [True]
+    assert masks.shape == (1, 40, 48)
+    assert not masks.any()
+
+
+def test_an_annotation_that_a_sample_lacks_is_an_error(index):
+    with pytest.raises(ConfigError, match="sample c_1 has no annotation 'view'"):
+        ShardReader(index).read("train", numbers(index)["c_1"], "view")
+
+
+def test_reader_pickles_and_keeps_no_open_file(index):
+    reader = ShardReader(index)
+    before = reader.read("val", 0, "organs")
+    twin = pickle.loads(pickle.dumps(reader))
+    assert twin._descriptors == {}
+    np.testing.assert_array_equal(twin.read("val", 0, "organs").image, before.image)
+
+
+def test_webdataset_reads_the_tars(index, folder):
+    pattern = str(index.folder / "train-000000.tar")
+    samples = {s["__key__"]: s for s in webdataset.WebDataset(pattern, shardshuffle=False)}
+    assert set(samples) == {"a", "b", "c_1", "d"}
+    assert samples["a"]["jpg"] == folder.path("images/a.jpg").read_bytes()
+    assert samples["d"]["png"] == folder.path("images/d.png").read_bytes()
+    heart = folder.path("masks/heart/a.png").read_bytes()
+    assert samples["a"][mask_member("organs", "heart")] == heart
+    record = json.loads(samples["b"]["json"])
+    assert record["annotations"] == {
+        "findings": {"Effusion": 0},
+        "view": "AP Supine",
+        "boxes": [],
+        "organs": {"known": ["heart"]},
+        "heart_read": {"known": ["heart"]},
+    }
+    assert (record["height"], record["width"], record["patient"]) == (40, 48, "p1")
+
+
+def test_same_input_same_bytes(folder, tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        write_shards(FolderSource(**folder.args), "tiny", tmp_path / name)
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    values=st.lists(
+        st.fixed_dictionaries({}, optional={"a": st.integers(0, 1), "ä.b/c": st.integers(0, 1)}),
+        min_size=1,
+        max_size=9,
+    ),
+    shard_bytes=st.integers(1, 400),
+)
+def test_round_trip_over_any_number_of_tars(tmp_path_factory, values, shard_bytes):
+    spec = AnnotationSpec("multilabel", ("a", "ä.b/c"))
+    values = [*values, {"a": 1}]
+    samples = [
+        SourceSample(f"k{n}", GRAY, (5, 6), {"l": value} if value else {})
+        for n, value in enumerate(values)
+    ]
+    folder = tmp_path_factory.mktemp("shards") / "x"
+    source = ListSource({"l": spec}, train=samples)
+    index = write_shards(source, "x", folder, max_shard_bytes=shard_bytes)
+    index.verify()
+    assert sum(shard.samples for shard in index.splits["train"].shards) == len(values)
+    assert index.annotated("train", "l").tolist() == [n for n, v in enumerate(values) if v]
+    reader = ShardReader(index)
+    for n in index.annotated("train", "l"):
+        sample = reader.read("train", n, "l")
+        expected = np.float32([values[n].get(name, np.nan) for name in spec.classes])
+        np.testing.assert_array_equal(sample.annotation, expected)
+        assert sample.key == f"k{n}"
+
+
+def test_class_names_of_masks_may_hold_any_character(tmp_path):
+    mask = encode_png(np.eye(5, 6) > 0)
+    spec = AnnotationSpec("segmentation", ("a/b.c d", "é"))
+    sample = SourceSample("k", GRAY, (5, 6), {"m": {"known": ["é"]}}, {"m": {"é": mask}})
+    index = write_shards(ListSource({"m": spec}, train=[sample]), "x", tmp_path / "x")
+    masks, known = ShardReader(index).read("train", 0, "m").annotation
+    assert known.tolist() == [False, True]
+    assert masks[1].sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (view_source("a", "a"), "two samples have the key 'a'"),
+        (view_source("a", val=[view_sample("a")]), "'a' .in train and in val"),
+        (view_source("a.b"), "'a.b': expected letters"),
+        (view_source("a", val=[]), "split 'val' is empty"),
+        (view_source("a", val=[view_sample("b", view="LL")]), "'LL' is not one of"),
+        (
+            ListSource(
+                {"view": AnnotationSpec("multiclass", ("PA",))},
+                train=[view_sample("a", "p")],
+                val=[view_sample("b", "p")],
+            ),
+            "patient 'p' is in train and in val",
+        ),
+        (
+            ListSource({"x": AnnotationSpec("multiclass", ("PA",))}, train=[view_sample("a")]),
+            "carries the undeclared 'view'",
+        ),
+        (
+            ListSource(
+                {"x": AnnotationSpec("multiclass", ("PA",))},
+                train=[SourceSample("a", GRAY, (5, 6), {})],
+            ),
+            "no sample of any split shows a class of annotation 'x'",
+        ),
+    ],
+)
+def test_a_bad_source_is_refused_and_leaves_nothing(tmp_path, source, words):
+    with pytest.raises(ConfigError, match=words):
+        write_shards(source, "x", tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_must_be_asked_for_and_never_takes_other_files(tmp_path):
+    write_shards(view_source("a"), "x", tmp_path / "x")
+    with pytest.raises(ConfigError, match="add `--overwrite true`"):
+        write_shards(view_source("b"), "x", tmp_path / "x")
+    index = write_shards(view_source("b"), "x", tmp_path / "x", overwrite=True)
+    assert index.splits["train"].keys.tolist() == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    (tmp_path / "x" / "index.json").unlink()
+    with pytest.raises(ConfigError, match="no shards and would be lost"):
+        write_shards(view_source("b"), "x", tmp_path / "x", overwrite=True)
+
+
+def test_a_failed_overwrite_keeps_the_old_shards(tmp_path):
+    write_shards(view_source("a"), "x", tmp_path / "x")
+    with pytest.raises(ConfigError):
+        write_shards(view_source("b", "b"), "x", tmp_path / "x", overwrite=True)
+    assert ShardIndex.load(tmp_path / "x").splits["train"].keys.tolist() == ["a"]
+
+
+def test_loading_names_what_is_wrong(index):
+    with pytest.raises(ConfigError, match=r"no shards in '/no/where'.*ark shards write CONFIG"):
+        ShardIndex.load("/no/where")
+    with pytest.raises(ConfigError, match=r"no annotation 'x'; it has \['findings'"):
+        index.classes("x")
+    with pytest.raises(ConfigError, match="no split 'dev'"):
+        index.num_samples("dev")
+    path = index.folder / "index.json"
+    path.write_text(path.read_text().replace('"format":1', '"format":9', 1))
+    with pytest.raises(ConfigError, match="format is 9, expected 1"):
+        ShardIndex.load(index.folder)
+
+
+def test_damaged_tars_are_noticed(index):
+    tar = index.folder / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    os.chmod(tar, 0o644)
+    tar.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: its sha256 changed"):
+        ShardIndex.load(index.folder).verify()
+    tar.write_bytes(data[:1000])
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: 1000 bytes, the index says"):
+        ShardIndex.load(index.folder)
+    with pytest.raises(ConfigError, match="ends early"):
+        ShardReader(index).read("val", 0, "organs")
+    tar.unlink()
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: missing"):
+        ShardIndex.load(index.folder)
