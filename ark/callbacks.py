@@ -61,10 +61,16 @@ class CycleProgressBar(TQDMProgressBar):
         if at.phase_step == 0 or not self.train_progress_bar.desc.startswith("cycle"):
             self.train_progress_bar.set_description(describe(at, module.cycle.cycles))
 
-    def get_metrics(self, trainer: pl.Trainer, module: Any) -> dict[str, Any]:
-        task = module.cycle.at(min(trainer.global_step, module.cycle.total_steps - 1)).phase.task
-        loss = trainer.callback_metrics.get(f"train/{task}/loss")
-        return {} if loss is None else {"loss": f"{loss:.3f}"}
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        # reading the loss waits for the device: only when the bar is drawn anyway
+        if (batch_idx + 1) % self.refresh_rate == 0 and self.is_enabled:
+            self.train_progress_bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}")
+
+    def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        return {}
 
 
 def describe(at: Position, cycles: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from ark import alone, report
 from ark.checkpoint import save_networks
 from ark.cycle import Cycle, CycleConfig
 from ark.module import WHO, ArkModule
-from ark.run import RunConfig, callbacks, open_folder, loggers
+from ark.run import RunConfig, callbacks, loggers, open_folder
 from datamodules.config import DatasetConfig
 from datamodules.mixture import Mixture
 
@@ -31,12 +32,16 @@ class ArkCLI(LightningCLI):
     datamodule: Mixture
 
     def __init__(self) -> None:
-        logging.basicConfig(format="%(message)s")
-        log.setLevel(logging.INFO)
+        _quieten()
         super().__init__(
             ArkModule,
             Mixture,
-            trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            trainer_defaults={
+                "max_epochs": 1,  # a run is one epoch: passes differ by task
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 5,  # of the same task
+                "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
+            },
             # omegaconf+ resolves ${...} after all files and overrides are merged
             parser_kwargs={"parser_mode": "omegaconf+"},
             seed_everything_default=0,
@@ -44,6 +49,11 @@ class ArkCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        # without this an error prints a page of options and then what was wrong
+        kwargs["usage"] = "ark COMMAND --config RECIPE.yaml [--KEY=VALUE ...]"
+        return super().init_parser(**kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # items may be paths of datasets' YAML files, relative to the file that lists them
@@ -139,3 +149,18 @@ class ArkCLI(LightningCLI):
             parser = self._parser(self.subcommand)
             path = self.run.folder / "config.yaml"
             parser.save(self.config[self.subcommand], path, overwrite=True, multifile=False)
+
+
+def _quieten() -> None:
+    """Says what the run does; leaves out what a user of Ark can do nothing about."""
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode at the start of training",  # the teacher always is
+        ".*does not have many workers",
+        ".*isinstance.treespec, LeafSpec.",
+        "Checkpoint directory .* exists and is not empty",  # `open_folder` decided that
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -40,7 +40,8 @@ def draw_boxes(
         hue = colour(int(labels[n]))
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=hue, lw=1.2))
         text = classes[int(labels[n])] + ("" if scores is None else f" {scores[n]:.2f}")
-        axes.text(x1, y1 - 1, text, color=hue, fontsize=5, va="bottom", clip_on=True)
+        behind = {"facecolor": "black", "alpha": 0.6, "pad": 0.6, "edgecolor": "none"}
+        axes.text(x1, y1, text, color=hue, fontsize=6, va="bottom", clip_on=True, bbox=behind)
 
 
 def draw_masks(axes: Axes, masks: np.ndarray, classes: Sequence[str]) -> None:

@@ -120,9 +120,19 @@ class ArkModule(pl.LightningModule):
                 f"{batch.task}: loader and cycle disagree"
             )
         result = self.compute(batch, at)
-        names = {f"train/{batch.task}/{name}": value for name, value in result.numbers.items()}
-        self.log_dict(names, batch_size=len(batch.keys))
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if at.task_step % every == 0:
+            self._log_numbers(batch.task, result.numbers)
         return result.total
+
+    def _log_numbers(self, task: str, numbers: dict[str, Tensor]) -> None:
+        """`train/<dataset>/<task>/<loss>`, at the steps of that task only.
+
+        Not self.log: Lightning repeats the last value of every task at each step of any task.
+        """
+        values = {f"train/{task}/{name}": float(value) for name, value in numbers.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""

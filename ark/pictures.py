@@ -67,8 +67,9 @@ def draw(module: ArkModule, task: str, kept: list[dict[str, Any]], path: Path) -
     for row, item in zip(grid, kept, strict=True):
         for axes, name in zip(row, columns, strict=True):
             head.draw(axes, item["image"], item[name], 0, truth=name == "truth")
-            axes.set_title(f"{name}: {axes.get_title('left')}".rstrip(": "), fontsize=7, loc="left")
-        row[0].set_ylabel(item["key"])
+            title = f"{name}: {axes.get_title('left')}".rstrip(": ")
+            axes.set_title(title, fontsize=7, loc="left")
+        row[0].set_title(f"{item['key']}\n{row[0].get_title('left')}", fontsize=7, loc="left")
     figure.suptitle(task, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -101,12 +101,17 @@ class ClassificationHead(Head):
         if isinstance(target, MulticlassTarget):
             return classes[int(target.labels[index])]
         assert isinstance(target, MultilabelTarget)
-        present = (target.labels[index] >= 0.5) & target.known[index]
-        names = [name for name, here in zip(classes, present.tolist(), strict=True) if here]
-        if not names:
-            return "none" if target.known[index].any() else "unknown"
+        known = target.known[index]
+        if not known.any():
+            return "unknown"
+        found = self._names((target.labels[index] >= 0.5) & known) or "none"
+        missing = self._names(~known)
+        return f"{found}\n(unknown: {missing})" if missing else found
+
+    def _names(self, chosen: Tensor) -> str:
+        names = [name for name, c in zip(self.task.classes, chosen.tolist(), strict=True) if c]
         more = f" +{len(names) - NAMES_IN_TITLE}" if len(names) > NAMES_IN_TITLE else ""
-        return "\n".join(names[:NAMES_IN_TITLE]) + more
+        return ", ".join(names[:NAMES_IN_TITLE]) + more
 
     def _top(self, prediction: Prediction | Target, index: int) -> str:
         assert isinstance(prediction, ClassPrediction)

@@ -90,7 +90,7 @@ class SegmentationHead(Head):
         self,
         task: TaskSpec,
         features: FeatureInfo,
-        decoder: str = "Unet",
+        decoder: str = "FPN",
         decoder_args: Mapping[str, Any] | None = None,
         norm: str = "group",
         dice_weight: float = 1.0,

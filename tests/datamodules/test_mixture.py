@@ -1,0 +1,122 @@
+"""The batches of a run: which samples, in which step, on which rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from commands import DATASETS, TASKS, write_recipe
+
+from ark.cycle import CycleConfig, Phase
+from ark.types import Batch, ConfigError
+from datamodules.config import DatasetConfig, load_datasets
+from datamodules.mixture import Mixture
+from datamodules.stream import EvalBatches, FromStep, Share, TrainBatches
+from datamodules.transforms import Augment
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[DatasetConfig]:
+    folder = tmp_path_factory.mktemp("mixture")
+    write_recipe(folder)
+    return load_datasets([str(folder / f"{name}.yaml") for name in DATASETS])
+
+
+def make(datasets: list[DatasetConfig], **options) -> Mixture:
+    cycle = CycleConfig(cycles=2, each=[Phase(lock=["backbone"], passes=0.5), Phase(passes=1)])
+    return Mixture(datasets, cycle, batch_size=4, image_size=32, **options)
+
+
+def batches(mixture: Mixture, rank: int = 0, world: int = 1, accumulate: int = 1) -> TrainBatches:
+    data = {key: mixture.data(key, "train") for key in TASKS}
+    return TrainBatches(mixture.plan, data, Share(4, rank, world, accumulate), 0, 32, Augment())
+
+
+def test_each_step_is_one_task_and_each_pass_every_sample_once(datasets) -> None:
+    mixture = make(datasets)
+    train = batches(mixture)
+    # 12 samples at 4 a step: half a pass is 2 steps (rounded), a pass is 3
+    assert mixture.plan.lengths == [2, 3] * 4
+    seen: dict[str, list[str]] = {}
+    for step in range(len(train)):
+        batch = train[step]
+        assert batch.task == mixture.plan.at(step).phase.task
+        seen.setdefault(batch.task, []).extend(batch.keys)
+    assert list(seen) == TASKS
+    for task, keys in seen.items():
+        everything = {f"train_{n:05d}" for n in range(12)}
+        for start in range(0, len(keys) - 11, 12):
+            assert set(keys[start : start + 12]) == everything, task
+
+
+def test_the_global_batch_is_the_same_however_it_is_shared(datasets) -> None:
+    mixture = make(datasets)
+    whole = batches(mixture)
+    for world, accumulate in ((2, 1), (1, 2), (2, 2), (4, 1)):
+        shares = [batches(mixture, rank, world, accumulate) for rank in range(world)]
+        for step in (0, 4, 17):
+            parts = [
+                share[step * accumulate + micro] for micro in range(accumulate) for share in shares
+            ]
+            assert [key for part in parts for key in part.keys] == whole[step].keys
+            assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_evaluation_sees_every_sample_once_on_any_number_of_ranks(datasets, world: int) -> None:
+    mixture = make(datasets)
+    tasks = [mixture.data(key, "val") for key in TASKS]
+    seen: Counter[tuple[str, str]] = Counter()
+    for rank in range(world):
+        found = EvalBatches(tasks, 4, 32, rank, world)
+        for item in range(len(found)):
+            batch: Batch = found[item]
+            assert batch.teacher_images is None
+            seen.update((batch.task, key) for key in batch.keys)
+    assert set(seen) == {(task, f"val_{n:05d}") for task in TASKS for n in range(6)}
+    assert set(seen.values()) == {1}
+
+
+def test_targets_are_of_the_tasks_kind_and_unknown_labels_are_marked(datasets) -> None:
+    train = batches(make(datasets))
+    found = {batch.task: batch for batch in (train[step] for step in range(0, 20, 5))}
+    labels = found["tiny_findings/findings"].target
+    assert labels.labels.shape == labels.known.shape == (4, 3)
+    assert not labels.labels[~labels.known].any()
+    organs = found["tiny_organs/organs"].target
+    assert organs.masks.shape == (4, 3, 32, 32)
+    assert organs.masks.dtype == torch.uint8
+    boxes = found["tiny_boxes/boxes"].target
+    assert len(boxes.boxes) == len(boxes.labels) == 4
+    assert all(b[:, 2:].max() <= 32 and b.min() >= 0 for b in boxes.boxes if len(b))
+    assert found["tiny_organs/diagnosis"].target.labels.dtype == torch.int64
+
+
+def test_unknown_labels_come_through(datasets) -> None:
+    train = batches(make(datasets))
+    known = torch.cat([train[step].target.known for step in range(5)])
+    assert not known.all(), "no unknown label among the phantoms: the test proves nothing"
+    assert known.any()
+
+
+def test_a_loader_begins_where_training_stands() -> None:
+    step = 0
+    sampler = FromStep(lambda: step, 5)
+    assert list(sampler) == [0, 1, 2, 3, 4]
+    step = 3
+    assert list(sampler) == [3, 4]
+    assert len(sampler) == 5
+
+
+def test_only_drops_the_phases_of_other_tasks(datasets) -> None:
+    phases = [Phase(task=task, steps=1) for task in TASKS]
+    only = Mixture(datasets, CycleConfig(phases=phases), only=TASKS[1:2])
+    assert [spec.key for spec in only.tasks] == TASKS[1:2]
+    assert [phase.task for phase in only.plan.phases] == TASKS[1:2]
+
+
+def test_a_split_without_samples_is_an_error(datasets) -> None:
+    mixture = make(datasets)
+    with pytest.raises(ConfigError, match="no split 'holdout'"):
+        mixture.data(TASKS[0], "holdout")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.transforms import Augment, Transform
+
+STRONG = Augment(rotate=20, shift=0.1, scale=0.2, brightness=0.4, gamma=40, flip=0.5)
+
+
+@pytest.fixture
+def blob() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image, mask, box) of one bright rectangle, 100 x 80 pixels."""
+    image = np.zeros((100, 80, 3), np.uint8)
+    image[30:60, 20:50] = 255
+    mask = (image[..., 0] > 0).astype(np.uint8)
+    return image, mask, np.array([[20, 30, 50, 60]], np.float32)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_and_boxes_move_with_the_image(seed: int, blob) -> None:
+    image, mask, box = blob
+    views = Transform("segmentation", 64, STRONG)(image, (mask[None], np.array([True])), seed)
+    bright = views.teacher[0] > 127
+    moved = torch.from_numpy(views.annotation[0][0]) > 0
+    assert (bright ^ moved).float().mean() < 0.02
+    views = Transform("detection", 64, STRONG)(image, (box, np.array([2])), seed)
+    boxes, labels = views.annotation
+    rows, columns = torch.nonzero(views.teacher[0] > 127, as_tuple=True)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert labels.tolist() == [2]
+    # the box of a rotated box is larger than the box of the rotated rectangle, never smaller
+    assert all(boxes[0][:2] <= np.array(seen[:2]) + 1.5)
+    assert all(boxes[0][2:] >= np.array(seen[2:]) - 1.5)
+
+
+def test_the_same_seed_gives_the_same_view_and_others_do_not(blob) -> None:
+    image, _, _ = blob
+    transform = Transform("multilabel", 48, STRONG)
+    views = [transform(image, None, seed).student for seed in (1, 2, 1)]
+    fresh = Transform("multilabel", 48, STRONG)(image, None, 1).student
+    assert torch.equal(views[0], views[2])
+    assert torch.equal(views[0], fresh)
+    assert not torch.equal(views[0], views[1])
+
+
+def test_the_teacher_sees_the_students_geometry_without_its_brightness() -> None:
+    image = np.full((64, 64, 3), 100, np.uint8)
+    image[20:40, 10:30] = 180
+    transform = Transform("multiclass", 64, Augment(brightness=0.4, gamma=40))
+    changed = 0
+    for seed in range(10):
+        view = transform(image, 0, seed)
+        teacher = view.teacher.float().flatten()
+        student = view.student.float().flatten()
+        # one curve maps every gray value of the teacher's view to the student's
+        for value in teacher.unique():
+            assert student[teacher == value].unique().numel() == 1
+        changed += not torch.equal(teacher, student)
+    assert changed > 3
+
+
+def test_evaluation_only_resizes(blob) -> None:
+    image, _, box = blob
+    transform = Transform("detection", 50, None)
+    view = transform(image, (box, np.array([0])), 5)
+    assert view.teacher is None
+    np.testing.assert_allclose(view.annotation[0], [[12.5, 15, 31.25, 30]], atol=1e-4)
+    assert view.student.shape == (3, 50, 50)
+    assert view.student.dtype == torch.uint8
+
+
+def test_an_image_without_boxes_stays_one() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    boxes, labels = Transform("detection", 32, Augment())(image, empty, 0).annotation
+    assert boxes.shape == (0, 4)
+    assert labels.shape == (0,)
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (32, 32, 3), np.uint8)
+    view = Transform("multilabel", 32, Augment(0, 0, 0, 0, 0))(image, None, 3)
+    assert torch.equal(view.student, torch.from_numpy(image.transpose(2, 0, 1)))
+    assert torch.equal(view.student, view.teacher)

@@ -1,0 +1,183 @@
+"""The main path through the real command: fit, resume, test, predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import TASKS, ark, losses, write_recipe
+from PIL import Image
+from safetensors.torch import load_file
+
+from ark.checkpoint import load_network
+from datamodules.index import ShardIndex
+from datamodules.shards import ShardReader
+
+MAIN = {
+    "tiny_findings/findings": "auroc",
+    "tiny_boxes/boxes": "map50",
+    "tiny_organs/organs": "dice",
+    "tiny_organs/diagnosis": "auroc",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("main"))
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path) -> Path:
+    """A whole run, never interrupted."""
+    ark("fit", "--config", recipe, "--run.name=whole")
+    return recipe.parent / "runs" / "whole"
+
+
+def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert set(results) == {"start", "student", "teacher"}
+    for column in results.values():
+        assert {task: MAIN[task] in metrics for task, metrics in column.items()} == dict.fromkeys(
+            TASKS, True
+        )
+    report = (run / "report.md").read_text()
+    assert all(task in report for task in TASKS)
+    pictures = {path.stem for path in (run / "pictures").glob("*.png")}
+    assert pictures == {task.replace("/", "-") for task in TASKS}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["cycle"]["cycles"] == 2
+    assert len(config["datasets"]) == 3
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert list((run / "checkpoints").glob("best-*.ckpt"))
+    assert sorted(losses(run)) == list(range(24))
+
+
+def test_validation_is_logged_for_student_and_teacher_of_every_task(run: Path) -> None:
+    header = (run / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    for task, metric in MAIN.items():
+        assert f"val/{task}/{metric}" in header
+        assert f"val_teacher/{task}/{metric}" in header
+
+
+def test_the_saved_config_makes_the_same_run(run: Path) -> None:
+    ark("fit", "--config", run / "config.yaml", "--run.name=again", "--run.baseline=false")
+    again = run.parent / "again"
+    assert losses(again) == losses(run)
+    assert_same_weights(again, run)
+
+
+@pytest.mark.parametrize("stop", [7, 12, 13], ids=["mid-phase", "cycle-end", "after-validation"])
+def test_a_resumed_run_is_the_uninterrupted_run(run: Path, recipe: Path, stop: int) -> None:
+    name = f"resumed{stop}"
+    options = ["--config", recipe, f"--run.name={name}", "--run.baseline=false"]
+    ark("fit", *options, f"--trainer.max_steps={stop}", f"--run.checkpoint_every={stop}")
+    ark("fit", *options, "--ckpt_path=last")
+    resumed = recipe.parent / "runs" / name
+    assert sorted(losses(resumed)) == list(range(24))
+    assert losses(resumed) == losses(run)
+    assert_same_weights(resumed, run)
+
+
+def test_accumulated_batches_resume_too_and_take_the_same_samples(recipe: Path) -> None:
+    for name, steps in (("acc", [None]), ("acc-resumed", [5, None])):
+        for stop in steps:
+            options = ["--config", recipe, f"--run.name={name}", "--run.baseline=false"]
+            options += ["--trainer.accumulate_grad_batches=2", "--run.checkpoint_every=5"]
+            options += [f"--trainer.max_steps={stop}"] if stop else []
+            options += ["--ckpt_path=last"] if not stop and len(steps) > 1 else []
+            ark("fit", *options)
+    runs = recipe.parent / "runs"
+    assert_same_weights(runs / "acc", runs / "acc-resumed")
+
+
+def test_locked_parts_are_at_the_end_what_they_were_at_the_start(recipe: Path) -> None:
+    def backbone(cycles: int) -> dict[str, torch.Tensor]:
+        name = f"locked{cycles}"
+        options = ["--cycle.each=[{lock: [backbone], steps: 1}]", f"--cycle.cycles={cycles}"]
+        ark("fit", "--config", recipe, f"--run.name={name}", "--run.baseline=false", *options)
+        return load_file(recipe.parent / "runs" / name / "model" / "student.safetensors")
+
+    one, three = backbone(1), backbone(3)
+    moved = {name.split(".")[0] for name in one if not torch.equal(one[name], three[name])}
+    assert moved == {"heads"}
+
+
+def test_test_and_validate_score_a_checkpoint(run: Path, recipe: Path, capsys) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    ark("test", "--config", recipe, f"--ckpt_path={last}", "--run.name=whole")
+    text = capsys.readouterr().out
+    dice = json.loads((run / "results.json").read_text())["student"]["tiny_organs/organs"]["dice"]
+    assert "test/tiny_organs/organs/dice" in text
+    assert f"{dice:.4f}"[:5] in text
+    ark("validate", "--config", recipe, f"--ckpt_path={last}", "--run.name=whole")
+    assert "val_teacher/tiny_boxes/boxes/map50" in capsys.readouterr().out
+
+
+def test_predict_writes_classes_boxes_and_masks_in_the_images_own_pixels(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (80, 100)), ("sub/b.png", (64, 64))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    options = ["--which=student", "--score=0.0", "--workers=0"]
+    ark("predict", run, folder, f"--output={out}", *options)
+    rows = list(csv.DictReader((out / "classes.csv").open()))
+    assert [row["image"] for row in rows] == ["a.png", "sub/b.png"]
+    network = load_network(run)
+    classes = network.tasks["tiny_organs/diagnosis"].classes
+    total = sum(float(rows[0][f"tiny_organs/diagnosis/{name}"]) for name in classes)
+    assert total == pytest.approx(1, abs=1e-5)
+    mask = Image.open(out / "masks" / "tiny_organs-organs" / "heart" / "sub" / "b.png")
+    assert mask.size == (64, 64)
+    assert Image.open(out / "masks" / "tiny_organs-organs" / "heart" / "a.png").size == (100, 80)
+    boxes = json.loads((out / "boxes" / "tiny_boxes-boxes.json").read_text())
+    assert [c["name"] for c in boxes["categories"]] == list(
+        network.tasks["tiny_boxes/boxes"].classes
+    )
+    assert boxes["annotations"], "no box at score 0"
+    for box in boxes["annotations"]:
+        image = boxes["images"][box["image_id"] - 1]
+        x, y, w, h = box["bbox"]
+        assert min(x, y, w, h) >= 0
+        assert x + w <= image["width"] + 0.1
+        assert y + h <= image["height"] + 0.1
+    (skipped,) = csv.DictReader((out / "skipped.csv").open())
+    assert skipped["image"] == "broken.jpg"
+
+
+def test_predict_agrees_with_the_networks_own_output(run: Path, recipe: Path, tmp_path) -> None:
+    index = ShardIndex.load(recipe.parent / "shards" / "tiny_organs")
+    image = ShardReader(index).read("test", 0, "organs").image
+    (tmp_path / "images").mkdir()
+    Image.fromarray(image).save(tmp_path / "images" / "x.png")
+    ark("predict", run, tmp_path / "images", f"--output={tmp_path / 'out'}", "--workers=0")
+    (row,) = csv.DictReader((tmp_path / "out" / "classes.csv").open())
+    network = load_network(run)
+    view = torch.from_numpy(image).permute(2, 0, 1)[None]
+    for key, prediction in network(view).items():
+        if hasattr(prediction, "probabilities") and prediction.probabilities.ndim == 2:
+            values = prediction.probabilities[0].tolist()
+            for name, value in zip(network.tasks[key].classes, values, strict=True):
+                assert float(row[f"{key}/{name}"]) == pytest.approx(value, abs=1e-4)
+
+
+def test_only_keeps_the_named_tasks(recipe: Path) -> None:
+    ark("fit", "--config", recipe, "--run.name=only", "--data.only=[tiny_organs/organs]")
+    results = json.loads((recipe.parent / "runs" / "only" / "results.json").read_text())
+    assert list(results["student"]) == ["tiny_organs/organs"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    for who in ("student", "teacher"):
+        a, b = (load_file(run / "model" / f"{who}.safetensors") for run in (one, other))
+        for name, value in a.items():
+            assert torch.equal(value, b[name]), f"{who} {name}"

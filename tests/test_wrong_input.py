@@ -1,0 +1,108 @@
+"""Every mistake is one clear line before training starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import DATASETS, ark, write_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("wrong"))
+
+
+WRONG = {
+    "phase without a task": (["--cycle.each=[]", "--cycle.phases=[{steps: 1}]"], "task ''"),
+    "phase of an unknown dataset": (
+        ["--cycle.each=[]", "--cycle.phases=[{task: nih/findings, steps: 1}]"],
+        "'nih/findings' is not one of this run's tasks",
+    ),
+    "no phase": (["--cycle.each=[]"], "either `phases` or `each`"),
+    "unknown lock": (["--cycle.each=[{lock: [neck], steps: 1}]"], "'neck' names no module"),
+    "unknown backbone": (["--model.backbone.name=resnet_18"], "did you mean resnet18"),
+    "unknown weights": (["--model.backbone.weights=x.pth"], "'x.pth' is no file"),
+    "unknown task": (["--data.only=[a/b]"], "unknown task 'a/b'"),
+    "no dataset": (["--datasets=[]"], "datasets: none is listed"),
+    "batch that does not split": (
+        ["--data.batch_size=5", "--trainer.accumulate_grad_batches=2"],
+        "do not split over 1 ranks x 2",
+    ),
+    "unknown rate": (["--model.lr_scale={neck: 0.1}"], "lr_scale: 'neck' names no module"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_recipe(name: str, recipe: Path, capsys) -> None:
+    options, message = WRONG[name]
+    with pytest.raises(SystemExit) as error:
+        ark("fit", "--config", recipe, "--run.name=wrong", "--run.baseline=false", *options)
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("ark: error:") == 1
+    assert message in said
+
+
+def edit(recipe: Path, dataset: str, old: str, new: str) -> Path:
+    path = recipe.parent / f"{dataset}.yaml"
+    text = path.read_text()
+    assert old in text
+    changed = recipe.parent / "changed.yaml"
+    changed.write_text(text.replace(old, new))
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: findings", "name: labels", "is no annotation of"),
+        ("heads.classification", "heads.nowhere", "no module 'heads.nowhere'"),
+        ("ClassificationHead", "Other", "has no 'Other'"),
+        ("train: 12", "train: 0", "expected train >= 1"),
+        ("preset: findings", "preset: brains", "brains"),
+        ("datamodules.phantoms", "datamodules.ghosts", "ghosts"),
+    ],
+)
+def test_a_wrong_dataset(old: str, new: str, message: str, recipe: Path, capsys) -> None:
+    dataset = edit(recipe, "tiny_findings", old, new)
+    text = dataset.read_text().replace("shards/tiny_findings", f"shards/{abs(hash(new))}")
+    dataset.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        ark("fit", "--config", recipe, f"--datasets=[{dataset}]", "--run.name=wrong")
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) < 8, "the message drowns"
+
+
+def test_a_dataset_listed_twice(recipe: Path, capsys) -> None:
+    twice = recipe.parent / f"{next(iter(DATASETS))}.yaml"
+    with pytest.raises(SystemExit):
+        ark("fit", "--config", recipe, f"--datasets+={twice}", "--run.name=wrong")
+    assert "listed twice" in capsys.readouterr().err
+
+
+def test_another_recipe_cannot_resume_a_run(recipe: Path, capsys) -> None:
+    options = ["--config", recipe, "--run.name=first", "--run.baseline=false"]
+    ark("fit", *options, "--trainer.max_steps=2", "--run.checkpoint_every=2")
+    with pytest.raises(SystemExit):
+        ark("fit", *options)
+    assert "holds a run with checkpoints" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ark("fit", *options, "--ckpt_path=last", "--cycle.cycles=5")
+    assert "the checkpoint's run had cycles = 2, this one has 5" in capsys.readouterr().err
+
+
+def test_predict_needs_images_and_a_checkpoint(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        ark("predict", tmp_path, tmp_path)
+    assert "teacher.safetensors is missing" in capsys.readouterr().err
+
+
+def test_unknown_commands(capsys) -> None:
+    with pytest.raises(SystemExit):
+        ark("train")
+    assert "unknown command 'train'" in capsys.readouterr().err
+    ark("--help")
+    assert "predict" in capsys.readouterr().out
