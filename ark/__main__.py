@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 HELP = """\
 usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
@@ -36,25 +35,21 @@ def _run(command: str) -> None:
 
         ArkCLI()
     elif command == "shards":
-        from datamodules.commands import inspect, write
+        from datamodules.commands import shards
 
-        _call({"write": write, "inspect": inspect})
+        shards(sys.argv[2:])
     elif command == "predict":
+        from jsonargparse import auto_cli
+
         from datamodules.predicting import predict
 
-        _call(predict)
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
+        auto_cli(predict, args=sys.argv[2:], prog="ark predict")
     else:
         print(HELP, end="")
         if command not in ("-h", "--help"):
             print(f"ark: error: unknown command {command!r}", file=sys.stderr)
             sys.exit(2)
-
-
-def _call(functions: Any) -> None:
-    from jsonargparse import auto_cli
-
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    auto_cli(functions, args=sys.argv[2:], prog=f"ark {sys.argv[1]}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
+from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from ark import alone, report
@@ -33,6 +34,8 @@ class ArkCLI(LightningCLI):
 
     def __init__(self) -> None:
         _quieten()
+        # ${data.image_size} means this key of the file, below whatever subcommand reads it
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
             ArkModule,
             Mixture,
@@ -50,12 +53,9 @@ class ArkCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        # without this an error prints a page of options and then what was wrong
-        kwargs["usage"] = "ark COMMAND --config RECIPE.yaml [--KEY=VALUE ...]"
-        return super().init_parser(**kwargs)
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # without this an error prints a page of options and then what was wrong
+        parser.usage = "ark {fit,validate,test} --config RECIPE.yaml [--KEY=VALUE ...]"
         # items may be paths of datasets' YAML files, relative to the file that lists them
         parser.add_argument("--datasets", type=list[DatasetConfig], default=[], sub_configs=True)
         parser.add_argument("--cycle", type=CycleConfig, default=CycleConfig())

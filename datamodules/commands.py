@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
+
 from ark.types import ConfigError
 from datamodules.config import build_source, load_datasets, lock, recorded
 from datamodules.index import ShardIndex
 from datamodules.inspect import describe
 from datamodules.inspect import picture as draw_picture
 from datamodules.writing import SHARD_BYTES, write_shards
+
+
+def shards(args: list[str]) -> None:
+    """Runs `ark shards ARGS`."""
+    writer, inspector = ArgumentParser(), ArgumentParser()
+    writer.add_argument("config", nargs="+", help="YAML files of datasets")
+    writer.add_function_arguments(write, skip={"config"})
+    inspector.add_function_arguments(inspect, as_positional=True)
+    parser = ArgumentParser(prog="ark shards", description="Writes tar shards, or shows them.")
+    commands = parser.add_subcommands()
+    commands.add_subcommand("write", writer, help="turn datasets' sources into tar shards")
+    commands.add_subcommand("inspect", inspector, help="say and show what is inside shards")
+    config = parser.parse_args(args)
+    options = config[config.subcommand].as_dict()
+    if config.subcommand == "write":
+        write(**options)
+    else:
+        inspect(**options)
 
 
 def write(config: list[str], overwrite: bool = False, max_shard_bytes: int = SHARD_BYTES) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from ark.checkpoint import load_network
 from ark.network import Network
 from ark.types import BoxPrediction, ClassPrediction, ConfigError, MaskPrediction, TaskSpec
-from datamodules.images import decode_image
+from datamodules.images import decode_image, encode_png
 from datamodules.transforms import Transform
 
 log = logging.getLogger("ark")
@@ -77,6 +78,7 @@ class _Item:
     size: tuple[int, int] = (0, 0)  # (H, W) of the file in pixels
     view: Tensor | None = None  # (3, S, S) uint8; None where the file could not be read
     error: str = ""
+    mask_name: str = ""  # of its masks, below each class's folder
 
 
 class _Folder(Dataset[_Item]):
@@ -86,6 +88,7 @@ class _Folder(Dataset[_Item]):
         if not self.paths:
             raise ConfigError(f"images: no {', '.join(SUFFIXES)} file in {str(folder)!r}")
         self.transform = Transform("multiclass", image_size, None)
+        self.stems = Counter(path.with_suffix("") for path in self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,7 +101,10 @@ class _Folder(Dataset[_Item]):
         except (ConfigError, OSError) as error:
             return _Item(name, error=str(error))
         view = self.transform(image, None, 0).student
-        return _Item(name, image.shape[:2], view)
+        # a.jpg and a.png side by side would share a.png
+        alone = self.stems[path.with_suffix("")] == 1
+        mask_name = str(Path(name).with_suffix(".png")) if alone else f"{name}.png"
+        return _Item(name, image.shape[:2], view, mask_name=mask_name)
 
 
 @dataclass
@@ -157,10 +163,9 @@ class _Writer:
     def _write_masks(self, task: TaskSpec, item: _Item, probabilities: Tensor) -> None:
         for name, plane in zip(task.classes, probabilities.numpy(), strict=True):
             full = cv2.resize(plane, (item.size[1], item.size[0]), interpolation=cv2.INTER_LINEAR)
-            path = self.output / "masks" / _flat(task.key) / _flat(name) / item.name
+            path = self.output / "masks" / _flat(task.key) / _flat(name) / item.mask_name
             path.parent.mkdir(parents=True, exist_ok=True)
-            mask = (full >= self.threshold).astype(np.uint8) * 255
-            cv2.imwrite(str(path.with_suffix(".png")), mask)
+            path.write_bytes(encode_png(full >= self.threshold))
 
     def finish(self) -> str:
         """Writes what was collected; returns a line that says what is where."""

@@ -94,21 +94,29 @@ class Transform:
 
 
 def _geometric(augment: Augment) -> list[Any]:
-    affine = A.Affine(
-        rotate=(-augment.rotate, augment.rotate),
-        translate_percent=(-augment.shift, augment.shift),
-        scale=(1 - augment.scale, 1 + augment.scale),
-        p=1.0,
-    )
-    return [affine, A.HorizontalFlip(p=augment.flip)]
+    steps: list[Any] = []
+    if augment.rotate or augment.shift or augment.scale:
+        steps.append(
+            A.Affine(
+                rotate=(-augment.rotate, augment.rotate),
+                translate_percent=(-augment.shift, augment.shift),
+                scale=(1 - augment.scale, 1 + augment.scale),
+                p=1.0,
+            )
+        )
+    if augment.flip:
+        steps.append(A.HorizontalFlip(p=augment.flip))
+    return steps
 
 
 def _photometric(augment: Augment) -> list[Any]:
-    limit = (-augment.brightness, augment.brightness)
-    return [
-        A.RandomBrightnessContrast(limit, limit, p=0.5),
-        A.RandomGamma((100 - augment.gamma, 100 + augment.gamma), p=0.5),
-    ]
+    steps: list[Any] = []
+    if augment.brightness:
+        limit = (-augment.brightness, augment.brightness)
+        steps.append(A.RandomBrightnessContrast(limit, limit, p=0.5))
+    if augment.gamma:
+        steps.append(A.RandomGamma((100 - augment.gamma, 100 + augment.gamma), p=0.5))
+    return steps
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

@@ -44,6 +44,21 @@ def test_write_prepare_and_task_specs(yaml, capsys):
     assert specs[1].head == {"class_path": "x.Y"}
 
 
+def test_the_command_takes_several_files_and_options(yaml, tmp_path, capsys):
+    path = yaml()
+    commands.shards(["write", path])
+    with pytest.raises(ConfigError):
+        commands.shards(["write", path])
+    other = tmp_path / "other.yaml"
+    text = (tmp_path / "tiny.yaml").read_text()
+    other.write_text(
+        text.replace("name: tiny", "name: other").replace("shards/tiny", "shards/other")
+    )
+    commands.shards(["write", path, str(other), "--overwrite=true"])
+    commands.shards(["inspect", str(tmp_path / "shards" / "other"), "--count=2"])
+    assert "other  (" in capsys.readouterr().out
+
+
 def test_inspect_draws_and_verifies(yaml, tmp_path, capsys):
     commands.write([yaml()])
     shards = tmp_path / "shards" / "tiny"

@@ -115,9 +115,14 @@ def title_of(kind, shown, truth):
 def test_titles_tell_truth_prediction_and_ignorance():
     everything = torch.ones(1, 6, dtype=torch.bool)
     some = torch.tensor([[0.0, 1, 0, 1, 0, 0]])
-    assert title_of("multilabel", MultilabelTarget(some, everything), True) == "Edema\nNodule"
+    assert title_of("multilabel", MultilabelTarget(some, everything), True) == "Edema, Nodule"
     assert title_of("multilabel", MultilabelTarget(0 * some, everything), True) == "none"
     assert title_of("multilabel", MultilabelTarget(some, ~everything), True) == "unknown"
+    partly = everything.clone()
+    partly[0, :2] = False
+    unknown = title_of("multilabel", MultilabelTarget(some, partly), True).splitlines()[1]
+    assert unknown.startswith("(unknown: ")
+    assert unknown.count(",") == 1
     all_six = title_of("multilabel", MultilabelTarget(torch.ones(1, 6), everything), True)
     assert all_six.endswith("Nodule +2")
     assert title_of("multiclass", MulticlassTarget(torch.tensor([2])), True) == "Mass"
