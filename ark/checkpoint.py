@@ -4,6 +4,7 @@ without torch's restriction to plain data."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,17 @@ def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Te
         if name.startswith(prefix)
     }
     return checkpoint["ark"]["architecture"], state
+
+
+def check_same(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """A checkpoint is only loaded into a run that means the same by every number in it.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            raise ConfigError(
+                f"ckpt_path: the checkpoint's run had {name} = {theirs.get(name)}, this one has "
+                f"{value}; use the recipe of that run (its config.yaml), or start a new run"
+            )

@@ -42,6 +42,7 @@ class ArkCLI(LightningCLI):
             trainer_defaults={
                 "max_epochs": 1,  # a run is one epoch: passes differ by task
                 "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the datamodule shares every batch itself
                 "log_every_n_steps": 5,  # of the same task
                 "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
             },

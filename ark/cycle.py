@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from ark.types import ConfigError, TaskSpec
+from ark.types import KINDS, ConfigError, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,6 @@ class Cycle:
             step, cycle, index, phase, phase_step, self.lengths[index], before + phase_step
         )
 
-    def task_steps(self, task: str) -> int:
-        """Optimiser steps of `task` in the whole run."""
-        return self._task_totals.get(task, 0) * self.cycles
-
     def describe(self) -> str:
         """The phases of one cycle, a line each."""
         lines = [f"plan: {self.cycles} cycles of {self.steps_per_cycle} steps"]
@@ -166,6 +162,14 @@ def make_cycle(
 def _expand(config: CycleConfig, tasks: Sequence[TaskSpec]) -> list[Phase]:
     if bool(config.phases) == bool(config.each):
         raise ConfigError("cycle: give either `phases` or `each`, and at least one phase")
+    for phase in config.each:
+        if phase.task:
+            raise ConfigError(f"cycle.each: task {phase.task!r}; `each` is for every task, drop it")
+        if unknown := set(phase.kinds) - set(KINDS):
+            raise ConfigError(f"cycle.each: kinds {sorted(unknown)}; expected some of {KINDS}")
+    for phase in config.phases:
+        if phase.kinds:
+            raise ConfigError(f"cycle.phases: kinds {phase.kinds} is for `each`; drop it here")
     return list(config.phases) or [
         replace(phase, task=task.key)
         for task in tasks

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ark.checkpoint import check_same
 from ark.consistency import carries_gradient, consistency_loss
 from ark.cycle import Cycle, Position
 from ark.locks import Locks
@@ -103,8 +104,7 @@ class ArkModule(pl.LightningModule):
         self.teacher = Teacher(self.network)
         self.cycle, self.seed = cycle, seed
         self.locks = Locks(self.network)
-        for phase in cycle.phases:
-            self.locked_parts(phase.task, phase.lock)  # a lock that names nothing fails here
+        self._check_locks()
         self._optimizer, self._lr_scale, self._lr_schedule = optimizer, lr_scale or {}, lr_schedule
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
         self.metrics: dict[tuple[str, str], Any] = {}
@@ -159,6 +159,20 @@ class ArkModule(pl.LightningModule):
         head = self.teacher.network.head(batch.task)
         features = self.teacher.network.features(batch.teacher_images, head.reads)
         return head.consistency(features, head(features))
+
+    def _check_locks(self) -> None:
+        """A lock that names nothing, or leaves nothing to train, fails before training."""
+        for phase in self.cycle.phases:
+            self.locks.apply(self.locked_parts(phase.task, phase.lock))
+            head = self.network.head(phase.task)
+            path = [self.network.backbone, head]
+            path += [self.network.projector] if head.reads == "embedding" else []
+            if not any(p.requires_grad for part in path for p in part.parameters()):
+                raise ConfigError(
+                    f"cycle: the phase of {phase.task} locks {phase.lock}, which leaves nothing "
+                    "to train; release a part or remove the phase"
+                )
+        self.locks.apply([])
 
     def locked_parts(self, task: str, lock: list[str]) -> list[torch.nn.Module]:
         return [self.network.part(name, task) for name in lock]
@@ -274,10 +288,6 @@ class ArkModule(pl.LightningModule):
         theirs = checkpoint.get("ark")
         if theirs is None:
             raise ConfigError("ckpt_path: this file is no checkpoint of an Ark run")
-        if self.trainer.training or self.trainer.state.fn == "fit":
-            for name, value in self.plan_record().items():
-                if theirs["plan"][name] != value:
-                    raise ConfigError(
-                        f"ckpt_path: the checkpoint's run had {name} = {theirs['plan'][name]}, "
-                        f"this one has {value}; resume with the same recipe, or start a new run"
-                    )
+        check_same(theirs["architecture"], self.network.architecture)
+        if self.trainer.state.fn == "fit":
+            check_same(theirs["plan"], self.plan_record())

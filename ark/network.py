@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ark.backbone import Backbone
 from ark.build import build
 from ark.head import Head
+from ark.seeds import seed_of
 from ark.types import ConfigError, Features, Prediction, TaskSpec
 
 
@@ -49,7 +50,10 @@ class Network(nn.Module):
             if task.key in self.heads:
                 raise ConfigError(f"task {task.key!r} is listed twice; give each task its own name")
             where = f"head of task {task.key}"
-            self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
+            # A head's start does not depend on which other heads there are.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(torch.initial_seed(), task.key))
+                self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Network:
@@ -86,6 +90,8 @@ class Network(nn.Module):
         """
         root: nn.Module = self
         path = name
+        if not name:
+            raise ConfigError("lock '' is empty; name a module, such as backbone or head")
         if name == "head" or name.startswith("head."):
             root, path = self.heads[task], name.removeprefix("head").removeprefix(".")
         try:

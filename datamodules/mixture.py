@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from ark.checkpoint import check_same
 from ark.cycle import Cycle, CycleConfig, make_cycle
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.config import DatasetConfig, prepare, task_specs
@@ -108,6 +110,24 @@ class Mixture(pl.LightningDataModule):
                 f"  {key}: {spec.kind} of {len(spec.classes)} classes, {', '.join(counts)}"
             )
         return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which samples a step sees; the step itself decides the rest."""
+        return {
+            "batch_size": self.batch_size,
+            "image_size": self.image_size,
+            "augment": asdict(self.augment),
+            "samples": {key: len(self.data(key, "train").numbers) for key in self._specs},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore, but a resumed run must see the samples of the one it goes on with.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        if self._trainer().state.fn == "fit":
+            check_same(state_dict, self.state_dict())
 
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self._trainer()

@@ -6,8 +6,12 @@ regard to its aspect ratio (as the papers do).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
+
+# albumentations asks a server for its newest version when it is imported; a cluster has no internet
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
@@ -15,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ark.seeds import seed_of
 from ark.types import Kind
 
 
@@ -56,7 +61,9 @@ class Transform:
         self.kind = kind
         self.training = augment is not None
         boxes = A.BboxParams("pascal_voc", label_fields=["labels"], min_visibility=0.1)
-        steps: list[Any] = [A.Resize(size, size, interpolation=cv2.INTER_AREA)]
+        # plain INTER_NEAREST would shift the masks by half a pixel against the image
+        resize = A.Resize(size, size, cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST_EXACT)
+        steps: list[Any] = [resize]
         self._photometric = None
         if augment is not None:
             steps += _geometric(augment)
@@ -87,7 +94,7 @@ class Transform:
         plain = moved["image"]
         if self._photometric is None:
             return View(_to_tensor(plain), None, annotation)
-        self._photometric.set_random_seed(seed % 2**32)
+        self._photometric.set_random_seed(seed_of("photometric", seed) % 2**32)
         return View(
             _to_tensor(self._photometric(image=plain)["image"]), _to_tensor(plain), annotation
         )
@@ -101,6 +108,7 @@ def _geometric(augment: Augment) -> list[Any]:
                 rotate=(-augment.rotate, augment.rotate),
                 translate_percent=(-augment.shift, augment.shift),
                 scale=(1 - augment.scale, 1 + augment.scale),
+                rotate_method="ellipse",  # the box of a rotated box would be far too large
                 p=1.0,
             )
         )

@@ -30,9 +30,51 @@ def test_masks_and_boxes_move_with_the_image(seed: int, blob) -> None:
     rows, columns = torch.nonzero(views.teacher[0] > 127, as_tuple=True)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert labels.tolist() == [2]
-    # the box of a rotated box is larger than the box of the rotated rectangle, never smaller
-    assert all(boxes[0][:2] <= np.array(seen[:2]) + 1.5)
-    assert all(boxes[0][2:] >= np.array(seen[2:]) - 1.5)
+    np.testing.assert_allclose(boxes[0], seen, atol=4.5)  # its corners lie outside its ellipse
+
+
+@pytest.mark.parametrize(("source", "size"), [(1024, 160), (512, 224), (192, 160), (96, 160)])
+def test_resized_masks_lie_on_the_image(source: int, size: int) -> None:
+    rows, columns = np.mgrid[:source, :source] / source
+    disc = ((rows - 0.4) ** 2 + (columns - 0.6) ** 2 < 0.06).astype(np.uint8)
+    image = np.repeat(disc[..., None] * 255, 3, axis=2)
+    view = Transform("segmentation", size, None)(image, (disc[None], np.array([True])), 0)
+
+    def centre(weights: torch.Tensor) -> list[float]:
+        grid = torch.arange(size) + 0.5
+        total = weights.sum()
+        return [float((weights.sum(1) @ grid) / total), float((weights.sum(0) @ grid) / total)]
+
+    mask = torch.from_numpy(view.annotation[0][0]).float()
+    assert centre(mask) == pytest.approx(centre(view.student[0].float()), abs=0.12)
+
+
+def test_boxes_stay_as_tight_as_what_they_hold() -> None:
+    """Organs are round: the box of a rotated box would be a seventh wider than the organ."""
+    rows, columns = np.mgrid[:128, :128]
+    lung = ((rows - 64) / 40) ** 2 + ((columns - 64) / 16) ** 2 < 1
+    image = np.repeat(lung[..., None].astype(np.uint8) * 255, 3, axis=2)
+    box = np.array([[48, 24, 80.0, 104]], np.float32)
+    transform, ratios = Transform("detection", 128, Augment()), []
+    for seed in range(40):
+        view = transform(image, (box, np.array([0])), seed)
+        seen = torch.nonzero((view.teacher[0] > 127).any(0)).flatten()
+        x1, _, x2, _ = view.annotation[0][0]
+        ratios.append((x2 - x1) / float(seen[-1] + 1 - seen[0]))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.04)
+
+
+def test_brightness_does_not_depend_on_the_geometry() -> None:
+    image = np.full((32, 32, 3), 100, np.uint8)
+    image[8:24, 8:24] = 200
+    transform = Transform("multilabel", 32, Augment())
+    changed, shifts = [], []
+    for seed in range(300):
+        view = transform(image, None, seed)
+        changed.append(not torch.equal(view.student, view.teacher))
+        bright = view.teacher[0].float() > 150
+        shifts.append(float((bright.float().sum(0) @ torch.arange(32.0)) / bright.sum()))
+    assert abs(np.corrcoef(changed, shifts)[0, 1]) < 0.2
 
 
 def test_the_same_seed_gives_the_same_view_and_others_do_not(blob) -> None:
