@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ark-installed
 
 .PHONY: demo test test-all lint env real clean
 
-demo: env  ## train on three generated datasets with unlike labels: about ten minutes
+demo: env  ## train on three generated datasets with unlike labels: about 5 minutes
 	$(BIN)/ark fit --config configs/quickstart.yaml --run.overwrite=true
 
 test: lint  ## style, types, floors and the fast tests

@@ -3,6 +3,7 @@ same number of steps."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import subprocess
 import sys
@@ -15,22 +16,29 @@ from ark.types import ConfigError
 log = logging.getLogger("ark")
 
 
-def train_each(run: RunConfig, network: Network) -> None:
+def train_each(run: RunConfig, network: Network, recipe: str) -> None:
     """Runs this very command once a task with `--data.only`, then joins the tables.
 
-    Each task gets a process and a folder of its own, `<run>/alone/<dataset>-<task>`; one that is
-    finished is not run again. Where `<run>` holds the joint run's results they stand beside.
+    Each task gets a process and a folder of its own, `<run>/alone/<dataset>/<task>`. One that was
+    finished with this very recipe is not run again. Where `<run>` holds the joint run's results
+    they stand beside.
+
+    Args:
+        recipe: the whole configuration, to know it again.
 
     Raises:
         ConfigError: a task's run failed.
     """
     columns: dict[str, report.Results] = {"alone student": {}, "alone teacher": {}}
     for key in network.tasks:
-        name = f"{run.name}/alone/{key.replace('/', '-')}"
-        results = run.folder.parent / name / report.RESULTS
-        if run.overwrite or not results.is_file():
+        name = f"{run.name}/alone/{key}"
+        folder = run.folder.parent / name
+        made_with = folder / "recipe.sha256"
+        digest = hashlib.sha256(recipe.encode()).hexdigest()
+        if not made_with.is_file() or made_with.read_text() != digest:
             _train(name, key)
-        found = report.read_json(results)
+            made_with.write_text(digest)
+        found = report.read_json(folder / report.RESULTS)
         for who in ("student", "teacher"):
             columns[f"alone {who}"].update(found[who])
     together = report.read_json(run.folder / report.RESULTS) or {}
@@ -44,6 +52,7 @@ def train_each(run: RunConfig, network: Network) -> None:
 def _train(name: str, key: str) -> None:
     own = [
         "--run.alone=false",
+        "--run.overwrite=true",
         "--run.baseline=false",
         f"--run.name={name}",
         f"--data.only=[{key}]",

@@ -40,7 +40,12 @@ def build(config: Mapping[str, Any], base: type[T], where: str, *args: Any) -> T
         raise ConfigError(
             f"{where}: {cls.__name__} needs init_args.{missing[0]}; set it in the YAML"
         )
-    return cls(*args, **init_args)
+    try:
+        return cls(*args, **init_args)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: {cls.__name__} cannot be made with init_args {init_args}: {error}"
+        ) from error
 
 
 def resolve(config: Mapping[str, Any], base: type[T], where: str) -> type[T]:

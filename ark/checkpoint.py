@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,12 +56,18 @@ def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tens
                 f"checkpoint {path}: {file} is missing; expected the folder of a finished run, "
                 "or a file such as RUN/checkpoints/last.ckpt"
             )
-    return json.loads(architecture.read_text()), load_file(weights)
+    try:
+        return json.loads(architecture.read_text()), load_file(weights)
+    except (ValueError, SafetensorError) as error:
+        raise ConfigError(f"checkpoint {path}: {weights.name} is damaged: {error}") from error
 
 
 def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if "ark" not in checkpoint:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes torch raise
+        raise ConfigError(f"checkpoint {path}: cannot be read safely: {error}") from error
+    if not isinstance(checkpoint, dict) or "ark" not in checkpoint:
         raise ConfigError(f"checkpoint {path}: not written by `ark fit`")
     prefix = {"student": "network.", "teacher": "teacher.network."}[which]
     state = {

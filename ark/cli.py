@@ -6,7 +6,6 @@ With `ark.__main__` the only module of the core that knows the wings: it puts th
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from dataclasses import fields
 from typing import Any
@@ -15,11 +14,18 @@ import pytorch_lightning as pl
 from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from ark import alone, report
-from ark.checkpoint import save_networks
-from ark.cycle import Cycle, CycleConfig
-from ark.module import WHO, ArkModule
-from ark.run import RunConfig, callbacks, loggers, open_folder
+from ark import alone, fitting
+from ark.cycle import CycleConfig
+from ark.module import ArkModule
+from ark.run import (
+    RunConfig,
+    callbacks,
+    check_folder,
+    checkpoint_file,
+    clear_folder,
+    loggers,
+)
+from ark.types import ConfigError
 from datamodules.config import DatasetConfig
 from datamodules.mixture import Mixture
 
@@ -77,79 +83,57 @@ class ArkCLI(LightningCLI):
     def run(self) -> RunConfig:
         return self._get(self.config_init, "run")
 
-    @property
-    def plan(self) -> Cycle:
-        return self.model.cycle
-
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        run = RunConfig(**config.run.as_dict())
-        if self.subcommand == "fit" and not run.alone:
-            open_folder(run, resumes=config.get("ckpt_path") is not None)
+        run, ckpt_path = RunConfig(**config.run.as_dict()), config.get("ckpt_path")
+        if self.subcommand != "fit" and ckpt_path is None:
+            raise ConfigError(
+                f"ark {self.subcommand} scores a checkpoint: add --ckpt_path=FILE, or "
+                "--ckpt_path=last for the newest of --run.name"
+            )
+        if not run.alone:
+            check_folder(run, ckpt_path)
+        if ckpt_path is not None:
+            config.ckpt_path = str(checkpoint_file(run, ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        mine = self._get(self.config_init, "trainer")
-        kwargs["callbacks"] = [
-            *(mine.get("callbacks") or []),
-            *callbacks(self.run, self.model.cycle),
-        ]
-        kwargs["default_root_dir"] = str(self.run.folder)
-        if mine.get("logger") in (None, True):
-            kwargs["logger"] = loggers(self.run) if self.subcommand == "fit" else False
+        mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
+        kwargs["default_root_dir"] = str(run.folder)
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+            return super().instantiate_trainer(**kwargs)
+        kwargs["callbacks"] = [*(mine.get("callbacks") or []), *callbacks(run, plan, mine)]
+        if not (self.run.alone or self._get(self.config, "ckpt_path")):
+            clear_folder(run)
+        if mine.get("logger") in (None, True) and not run.alone:
+            kwargs["logger"] = loggers(run)
         if mine.get("val_check_interval") is None:
             micro = mine.get("accumulate_grad_batches") or 1
-            kwargs["val_check_interval"] = self.run.steps_between(self.plan) * micro
+            kwargs["val_check_interval"] = run.steps_between(plan) * micro
             kwargs["check_val_every_n_epoch"] = None
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
-        """Trains, then says what was learned; LightningCLI calls it in place of Trainer.fit."""
+        """LightningCLI calls it in place of Trainer.fit."""
         if self.run.alone:
-            alone.train_each(self.run, model.network)
+            if self.trainer.world_size > 1:
+                raise ConfigError(
+                    "run.alone: trains one task after another in processes of its own; on several "
+                    "ranks start a run a task with --data.only=[DATASET/TASK]"
+                )
+            alone.train_each(self.run, model.network, self._recipe())
             return
-        self._save_config()
-        log.info(model.summary(datamodule.describe()))
-        if self.run.baseline and not options.get("ckpt_path"):
-            report.write_json(self.run.folder / report.START, self._score(("student",)))
-        began = time.monotonic()
-        self.trainer.fit(model, datamodule, **options)
-        if self.trainer.state.finished:
-            self._conclude(time.monotonic() - began)
-
-    def _score(self, who: tuple[str, ...]) -> dict[str, report.Results]:
-        """Scores the test splits as they stand now."""
-        self.model.scored = who
-        self.trainer.test(self.model, self.datamodule, verbose=False)
-        self.model.scored = WHO
-        return {
-            name: report.collect(
-                self.trainer.callback_metrics, self.model.prefix("test", name), self.model.keys
-            )
-            for name in who
-        }
-
-    def _conclude(self, seconds: float) -> None:
-        folder, network = self.run.folder, self.model.network
-        start = report.read_json(folder / report.START)
-        columns = {"start": start["student"]} if start else {}
-        columns |= self._score(WHO)
-        if not self.trainer.is_global_zero:
-            return
-        save_networks(folder / "model", student=network, teacher=self.model.teacher.network)
-        facts = [
-            self.model.start,
-            f"{self.trainer.global_step} steps of {self.datamodule.batch_size} samples, "
-            f"{self.model.cycle.cycles} cycles; {seconds:.0f} s in this session",
-        ]
-        heads = {key: network.head(key) for key in self.model.keys}
-        log.info("\n%s\n", report.write_report(folder, self.run.name, columns, facts, heads))
-        log.info("report, pictures, checkpoints and the published model are in %s", folder)
-
-    def _save_config(self) -> None:
         if self.trainer.is_global_zero:
-            parser = self._parser(self.subcommand)
-            path = self.run.folder / "config.yaml"
-            parser.save(self.config[self.subcommand], path, overwrite=True, multifile=False)
+            (self.run.folder / "config.yaml").write_text(self._recipe(name=self.run.name))
+            log.info(model.summary(datamodule.describe()))
+        fitting.fit(self.trainer, model, datamodule, self.run, options.get("ckpt_path"))
+
+    def _recipe(self, name: str = "") -> str:
+        """The whole configuration as YAML, less what was true of one call only."""
+        config = self.config[self.subcommand].clone()
+        config.ckpt_path = None
+        config.run.overwrite, config.run.alone, config.run.name = False, False, name
+        return self._parser(self.subcommand).dump(config)
 
 
 def _quieten() -> None:
@@ -162,6 +146,6 @@ def _quieten() -> None:
         ".*in eval mode at the start of training",  # the teacher always is
         ".*does not have many workers",
         ".*isinstance.treespec, LeafSpec.",
-        "Checkpoint directory .* exists and is not empty",  # `open_folder` decided that
+        "Checkpoint directory .* exists and is not empty",  # `check_folder` decided that
     ):
         warnings.filterwarnings("ignore", message)

@@ -19,7 +19,7 @@ class Pictures(Callback):
     """Keeps the first samples of each task of a test and draws them when it ends.
 
     Args:
-        folder: for `<dataset>-<task>.png`.
+        folder: for `<dataset>/<task>.png`.
         count: samples a task; 0 draws nothing.
     """
 
@@ -49,7 +49,7 @@ class Pictures(Callback):
         for task, kept in self._kept.items():
             if not kept:
                 continue
-            path = self.folder / f"{task.replace('/', '-')}.png"
+            path = self.folder / f"{task}.png"
             draw(module, task, kept, path)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

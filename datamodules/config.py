@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ark.build import build, resolve
 from ark.types import ConfigError, TaskSpec
@@ -83,6 +84,11 @@ def prepare(dataset: DatasetConfig) -> ShardIndex:
                 source, config = build_source(dataset), recorded(dataset)
                 write_shards(source, dataset.name, folder, config=config)
     index = ShardIndex.load(folder)
+    if index.name != dataset.name:
+        raise ConfigError(
+            f"dataset {dataset.name!r}: {dataset.shards!r} holds the shards of {index.name!r}; "
+            "correct `shards` or `name`"
+        )
     _check_source(dataset, index)
     return index
 
@@ -169,7 +175,7 @@ def _load(path: str) -> DatasetConfig:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a dataset's YAML") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from error
     known, needed = set(DatasetConfig.__annotations__), ("name", "shards")
     if not isinstance(content, dict) or any(key not in content for key in needed):

@@ -15,6 +15,7 @@ from ark.cycle import Cycle, CycleConfig, make_cycle
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.shards import ShardReader
+from datamodules.sources.base import SPLITS
 from datamodules.stream import (
     EvalBatches,
     FromStep,
@@ -25,8 +26,6 @@ from datamodules.stream import (
     quiet_worker,
 )
 from datamodules.transforms import Augment
-
-SPLITS = ("train", "val", "test")
 
 
 class Mixture(pl.LightningDataModule):
@@ -57,6 +56,13 @@ class Mixture(pl.LightningDataModule):
         augment: Augment = Augment(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("image_size", image_size),
+        ):
+            if value < 1:
+                raise ConfigError(f"data.{name}: {value}; expected at least 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.image_size, self.workers, self.seed, self.augment = image_size, workers, seed, augment
         self._readers: dict[str, ShardReader] = {}
@@ -83,6 +89,13 @@ class Mixture(pl.LightningDataModule):
             self._specs = {key: self._specs[key] for key in self._specs if key in only}
             cycle.phases = [p for p in cycle.phases if p.task in only]
         self._cycle_config = cycle
+        for key in self._specs:
+            for split in SPLITS:
+                if not len(self.data(key, split).numbers):
+                    raise ConfigError(
+                        f"task {key}: no sample of split {split!r} is annotated for it; annotate "
+                        "some, or remove the task"
+                    )
 
     @property
     def tasks(self) -> list[TaskSpec]:

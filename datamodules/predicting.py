@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -41,8 +42,8 @@ def predict(
     """Runs every head of a checkpoint on a folder of images.
 
     Writes into `output`: classes.csv (a probability a column, `<dataset>/<task>/<class>`),
-    boxes/<dataset>-<task>.json (COCO results with their categories, pixels of the image's file),
-    masks/<dataset>-<task>/<class>/<image>.png (0 and 255, the image's size) and skipped.csv.
+    boxes/<dataset>/<task>.json (COCO results with their categories, pixels of the image's file),
+    masks/<dataset>/<task>/<class>/<image>.png (0 and 255, the image's size) and skipped.csv.
 
     Args:
         checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
@@ -50,7 +51,8 @@ def predict(
         output: folder to write.
         which: the network of the two.
         threshold: probability from which a pixel belongs to a class.
-        score: boxes below it are left out.
+        score: boxes below it are left out; a head leaves out those below its own
+            score_threshold, whatever is asked for here.
         batch_size: images at once.
         workers: processes that decode.
 
@@ -163,7 +165,7 @@ class _Writer:
     def _write_masks(self, task: TaskSpec, item: _Item, probabilities: Tensor) -> None:
         for name, plane in zip(task.classes, probabilities.numpy(), strict=True):
             full = cv2.resize(plane, (item.size[1], item.size[0]), interpolation=cv2.INTER_LINEAR)
-            path = self.output / "masks" / _flat(task.key) / _flat(name) / item.mask_name
+            path = self.output / "masks" / task.key / quote(name, safe=" ") / item.mask_name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(full >= self.threshold))
 
@@ -180,9 +182,10 @@ class _Writer:
             classes = self.network.tasks[key].classes
             categories = [{"id": n + 1, "name": name} for n, name in enumerate(classes)]
             content = {"images": images, "categories": categories, "annotations": boxes}
-            path = self.output / "boxes" / f"{_flat(key)}.json"
-            path.parent.mkdir(exist_ok=True)
+            path = self.output / "boxes" / f"{key}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content))
+        (self.output / "skipped.csv").unlink(missing_ok=True)
         said = f"{len(self.items)} images -> {self.output}"
         if self.skipped:
             skipped = [{"image": item.name, "reason": item.error} for item in self.skipped]
@@ -196,8 +199,3 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _flat(name: str) -> str:
-    """A task's key or a class name as one part of a path."""
-    return name.replace("/", "-").replace(" ", "_")

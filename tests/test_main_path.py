@@ -49,8 +49,10 @@ def test_a_run_leaves_everything_in_its_folder(run: Path) -> None:
         )
     report = (run / "report.md").read_text()
     assert all(task in report for task in TASKS)
-    pictures = {path.stem for path in (run / "pictures").glob("*.png")}
-    assert pictures == {task.replace("/", "-") for task in TASKS}
+    pictures = run / "pictures"
+    drawn = {p.relative_to(pictures).with_suffix("").as_posix() for p in pictures.rglob("*.png")}
+    assert drawn == set(TASKS)
+    assert all(f"pictures/{task}.png" in report for task in TASKS)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["cycle"]["cycles"] == 2
     assert len(config["datasets"]) == 3
@@ -149,11 +151,11 @@ def test_predict_writes_classes_boxes_and_masks_in_the_images_own_pixels(
     classes = network.tasks["tiny_organs/diagnosis"].classes
     total = sum(float(rows[0][f"tiny_organs/diagnosis/{name}"]) for name in classes)
     assert total == pytest.approx(1, abs=1e-5)
-    masks = out / "masks" / "tiny_organs-organs" / "heart"
+    masks = out / "masks" / "tiny_organs" / "organs" / "heart"
     sizes = {p.relative_to(masks).as_posix(): Image.open(p).size for p in masks.rglob("*.png")}
     # two images of one name keep both masks
     assert sizes == {"a.jpg.png": (50, 40), "a.png.png": (100, 80), "sub/b.png": (64, 64)}
-    boxes = json.loads((out / "boxes" / "tiny_boxes-boxes.json").read_text())
+    boxes = json.loads((out / "boxes" / "tiny_boxes" / "boxes.json").read_text())
     assert [c["name"] for c in boxes["categories"]] == list(
         network.tasks["tiny_boxes/boxes"].classes
     )
@@ -166,6 +168,52 @@ def test_predict_writes_classes_boxes_and_masks_in_the_images_own_pixels(
         assert y + h <= image["height"] + 0.1
     (skipped,) = csv.DictReader((out / "skipped.csv").open())
     assert skipped["image"] == "broken.jpg"
+
+
+@pytest.mark.slow  # a process of its own
+def test_a_task_alone_starts_where_the_joint_run_did(run: Path, recipe: Path) -> None:
+    only = "--data.only=[tiny_organs/diagnosis]"
+    options = ["--config", recipe, "--run.name=whole", "--run.alone=true", only]
+    ark("fit", *options)
+    alone = run / "alone"
+    results = json.loads((alone / "results.json").read_text())
+    assert set(results) == {"alone student", "alone teacher", "joint student", "joint teacher"}
+    assert list(results["alone student"]) == ["tiny_organs/diagnosis"]
+    # the first step of a task sees the same samples, from the same weights but for BatchNorm's
+    assert sorted(losses(alone / "tiny_organs" / "diagnosis")) == list(range(6))
+    stamp = (alone / "tiny_organs" / "diagnosis" / "results.json").stat().st_mtime_ns
+    ark("fit", *options)  # finished: not trained again
+    assert (alone / "tiny_organs" / "diagnosis" / "results.json").stat().st_mtime_ns == stamp
+
+
+def test_switched_off_parts_of_the_trainer_are_left_out(recipe: Path) -> None:
+    options = ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    options += ["--trainer.enable_progress_bar=false", "--trainer.max_steps=1"]
+    ark("fit", "--config", recipe, "--run.name=bare", "--run.baseline=false", *options)
+    folder = recipe.parent / "runs" / "bare"
+    assert (folder / "results.json").is_file()
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "logs").exists()
+
+
+def test_bfloat16_trains(recipe: Path) -> None:
+    options = ["--trainer.precision=bf16-mixed", "--trainer.max_steps=12", "--run.name=bf16"]
+    ark("fit", "--config", recipe, "--run.baseline=false", *options)
+    found = losses(recipe.parent / "runs" / "bf16")
+    assert len(found) == 12
+    assert all(np.isfinite(list(found.values())))
+
+
+def test_the_last_checkpoint_is_of_the_end(recipe: Path) -> None:
+    options = ["--cycle.cycles=3", "--run.validate_every=2", "--run.checkpoint_every=5"]
+    options += ["--data.only=[tiny_organs/diagnosis]", "--run.name=end", "--run.baseline=false"]
+    ark("fit", "--config", recipe, *options)
+    folder = recipe.parent / "runs" / "end"
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 9
+    published = load_file(folder / "model" / "teacher.safetensors")
+    for name, value in published.items():
+        assert torch.equal(last["state_dict"][f"teacher.network.{name}"], value)
 
 
 def test_predict_agrees_with_the_networks_own_output(run: Path, recipe: Path, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ WRONG = {
         ["--data.batch_size=5", "--trainer.accumulate_grad_batches=2"],
         "do not split over 1 ranks x 2",
     ),
+    "everything locked": (
+        ["--cycle.each=[{lock: [backbone, head], steps: 1}]"],
+        "leaves nothing to train",
+    ),
+    "empty lock": (["--cycle.each=[{lock: [''], steps: 1}]"], "lock '' is empty"),
+    "unknown kind": (["--cycle.each=[{kinds: [boxes], steps: 1}]"], "kinds ['boxes']"),
+    "no batch": (["--data.batch_size=0"], "data.batch_size: 0"),
+    "no image": (["--data.image_size=0"], "data.image_size: 0"),
+    "no validation": (["--run.validate_every=0"], "validate_every=0"),
+    "nothing to resume": (["--ckpt_path=last"], "no checkpoint"),
     "unknown rate": (["--model.lr_scale={neck: 0.1}"], "lr_scale: 'neck' names no module"),
 }
 
@@ -62,6 +73,8 @@ def edit(recipe: Path, dataset: str, old: str, new: str) -> Path:
         ("train: 12", "train: 0", "expected train >= 1"),
         ("preset: findings", "preset: brains", "brains"),
         ("datamodules.phantoms", "datamodules.ghosts", "ghosts"),
+        ("val: 6", "val: 0", "of split 'val'"),
+        ("name: tiny_findings", "name: other", "holds the shards of 'tiny_findings'"),
     ],
 )
 def test_a_wrong_dataset(old: str, new: str, message: str, recipe: Path, capsys) -> None:
@@ -92,6 +105,53 @@ def test_another_recipe_cannot_resume_a_run(recipe: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         ark("fit", *options, "--ckpt_path=last", "--cycle.cycles=5")
     assert "the checkpoint's run had cycles = 2, this one has 5" in capsys.readouterr().err
+
+
+def test_a_wrong_recipe_destroys_nothing(recipe: Path) -> None:
+    options = ["--config", recipe, "--run.name=keep", "--run.baseline=false"]
+    ark("fit", *options, "--trainer.max_steps=1", "--run.checkpoint_every=1")
+    last = recipe.parent / "runs" / "keep" / "checkpoints" / "last.ckpt"
+    before = last.stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        ark("fit", *options, "--run.overwrite=true", "--model.backbone.name=resnet_18")
+    assert last.stat().st_mtime_ns == before
+
+
+def test_another_meaning_of_the_classes_is_refused(recipe: Path, tmp_path, capsys) -> None:
+    """Equal shapes, other names: the weights would load, and every number would be of another
+    class."""
+    options = ["--config", recipe, "--run.name=classes", "--run.baseline=false"]
+    ark("fit", *options, "--trainer.max_steps=1", "--run.checkpoint_every=1")
+    index = recipe.parent / "shards" / "tiny_findings" / "index.json"
+    text = index.read_text()
+    content = json.loads(text)
+    content["annotations"]["findings"]["classes"].reverse()
+    index.write_text(json.dumps(content))
+    try:
+        for command in ("fit", "test"):
+            with pytest.raises(SystemExit):
+                ark(command, *options, "--ckpt_path=last")
+            assert "the checkpoint's run had tasks = " in capsys.readouterr().err
+    finally:
+        index.write_text(text)
+
+
+def test_other_samples_cannot_resume_a_run(recipe: Path, capsys) -> None:
+    options = ["--config", recipe, "--run.name=samples", "--run.baseline=false"]
+    ark("fit", *options, "--trainer.max_steps=1", "--run.checkpoint_every=1")
+    with pytest.raises(SystemExit):
+        ark("fit", *options, "--ckpt_path=last", "--data.batch_size=6")
+    assert "had batch_size = 4, this one has 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_scoring_needs_a_checkpoint(command: str, recipe: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        ark(command, "--config", recipe, "--run.name=nothing")
+    assert "add --ckpt_path=FILE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ark(command, "--config", recipe, "--run.name=nothing", "--ckpt_path=last")
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 def test_predict_needs_images_and_a_checkpoint(tmp_path: Path, capsys) -> None:

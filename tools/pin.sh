@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # opencv-python is left out: the Makefile says why
-.venv/bin/python -m pip freeze --exclude-editable | grep -vi '^opencv-python==' > constraints.txt
+.venv/bin/python -m pip freeze --exclude-editable | grep -vi '^opencv-python==' > constraints.new
+mv constraints.new constraints.txt

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from ark.checkpoint import load_network, save_networks
 from ark.network import Network
 from ark.types import ConfigError
-from toys import SIZE, make_batch, make_task
+from toys import HEADS, SIZE, make_batch, make_task
 
 
 def make_network(seed: int) -> Network:
@@ -36,6 +39,36 @@ def test_a_training_checkpoint_can_be_loaded(tmp_path) -> None:
     torch.save({"state_dict": state, "ark": {"architecture": student.architecture}}, path)
     assert_same(teacher, load_network(path))
     assert_same(student, load_network(path, "student"))
+
+
+def test_a_saved_network_needs_no_training_stack(tmp_path) -> None:
+    """A hub user has neither; timm and mmdet use some of them where they are installed."""
+    tasks = [make_task(kind) for kind in HEADS]
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, None, tasks)
+    save_networks(tmp_path, teacher=network)
+    program = f"""
+import sys
+for name in ("pytorch_lightning", "lightning", "webdataset", "albumentations", "wandb"):
+    sys.modules[name] = None  # importing it now fails
+import torch
+from ark.checkpoint import load_network
+found = load_network({str(tmp_path)!r})(torch.rand(1, 3, {SIZE}, {SIZE}))
+assert len(found) == {len(HEADS)}, found
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["teacher.safetensors", "architecture.json"])
+def test_a_damaged_file_is_named(tmp_path, name: str) -> None:
+    save_networks(tmp_path, teacher=make_network(0))
+    (tmp_path / name).write_bytes(b"not what it was")
+    with pytest.raises(ConfigError, match="is damaged"):
+        load_network(tmp_path)
+    junk = tmp_path / "junk.ckpt"
+    junk.write_bytes(b"junk")
+    with pytest.raises(ConfigError, match="cannot be read safely"):
+        load_network(junk)
 
 
 def test_what_is_no_checkpoint_says_so(tmp_path) -> None:

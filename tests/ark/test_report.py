@@ -37,3 +37,8 @@ def test_the_report_has_a_row_a_metric_and_a_column_a_result(tmp_path) -> None:
     assert "auroc/heart" in text
     assert "- a fact" in text
     assert report.read_json(tmp_path / report.RESULTS) == columns
+
+
+def test_what_could_not_be_measured_is_null(tmp_path) -> None:
+    report.write_json(tmp_path / "x.json", {"a": {"b": float("nan"), "c": 1.0}})
+    assert report.read_json(tmp_path / "x.json") == {"a": {"b": None, "c": 1.0}}

@@ -1,0 +1,74 @@
+"""`ark fit` from the first line it prints to the last: score, train, score, report."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytorch_lightning as pl
+
+from ark import report
+from ark.checkpoint import save_networks
+from ark.module import WHO, ArkModule
+from ark.run import LAST, RunConfig
+
+log = logging.getLogger("ark")
+
+
+def fit(
+    trainer: pl.Trainer,
+    module: ArkModule,
+    datamodule: pl.LightningDataModule,
+    run: RunConfig,
+    ckpt_path: str | None,
+) -> None:
+    """Trains and leaves in the run's folder what it learned.
+
+    Args:
+        ckpt_path: the checkpoint to go on from; None starts anew.
+    """
+    if run.baseline and ckpt_path is None:
+        start = _score(trainer, module, datamodule, ("student",))
+        if trainer.is_global_zero:
+            report.write_json(run.folder / report.START, start["student"])
+    began = time.monotonic()
+    trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    if not trainer.state.finished:
+        return
+    # The end need not be a multiple of the steps between checkpoints. Of a run that max_steps cut
+    # short the last of those stays: Lightning would take one written now for finished.
+    if trainer.checkpoint_callbacks and trainer.global_step == module.cycle.total_steps:
+        trainer.save_checkpoint(run.checkpoints / LAST)
+    columns = _score(trainer, module, datamodule, WHO)
+    if trainer.is_global_zero:
+        _conclude(module, run, columns, trainer.global_step, time.monotonic() - began)
+
+
+def _score(
+    trainer: pl.Trainer,
+    module: ArkModule,
+    datamodule: pl.LightningDataModule,
+    who: tuple[str, ...],
+) -> dict[str, report.Results]:
+    """Scores the test splits as the networks stand now."""
+    module.scored = who
+    trainer.test(module, datamodule, verbose=False)
+    module.scored = WHO
+    metrics = trainer.callback_metrics
+    return {name: report.collect(metrics, module.prefix("test", name), module.keys) for name in who}
+
+
+def _conclude(
+    module: ArkModule, run: RunConfig, scores: dict[str, report.Results], steps: int, seconds: float
+) -> None:
+    network = module.network
+    save_networks(run.folder / "model", student=network, teacher=module.teacher.network)
+    start = report.read_json(run.folder / report.START)
+    columns = {"start": start, **scores} if start else scores
+    facts = [
+        f"start: {module.start}",
+        f"{steps} optimiser steps, {module.cycle.cycles} cycles; {seconds:.0f} s in this session",
+    ]
+    heads = {key: network.head(key) for key in module.keys}
+    log.info("\n%s\n", report.write_report(run.folder, run.name, columns, facts, heads))
+    log.info("report, pictures, checkpoints and the published model are in %s", run.folder)
