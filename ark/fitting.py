@@ -9,8 +9,9 @@ import pytorch_lightning as pl
 
 from ark import report
 from ark.checkpoint import save_networks
-from ark.module import WHO, ArkModule
+from ark.module import ArkModule
 from ark.run import LAST, RunConfig
+from ark.scores import WHO, prefix
 
 log = logging.getLogger("ark")
 
@@ -55,7 +56,7 @@ def _score(
     trainer.test(module, datamodule, verbose=False)
     module.scored = WHO
     metrics = trainer.callback_metrics
-    return {name: report.collect(metrics, module.prefix("test", name), module.keys) for name in who}
+    return {name: report.collect(metrics, prefix("test", name), module.keys) for name in who}
 
 
 def _conclude(

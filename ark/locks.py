@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from ark.cycle import Phase
+from ark.network import Network
+from ark.types import ConfigError
+
 
 class Locks:
     """Applies a phase's locks to a network, and remembers what may train at all.
@@ -30,3 +34,18 @@ class Locks:
             for parameter in module.parameters():
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+
+def check_phase(network: Network, phase: Phase) -> None:
+    """A lock that names nothing, or leaves nothing to train, must fail before training.
+
+    Raises:
+        ConfigError: names the phase and its locks.
+    """
+    locked = {id(p) for name in phase.lock for p in network.part(name, phase.task).parameters()}
+    used = [p for module in network.used_by(phase.task) for p in module.parameters()]
+    if all(id(p) in locked or not p.requires_grad for p in used):
+        raise ConfigError(
+            f"cycle: the phase of {phase.task} locks {phase.lock}, which leaves nothing to train; "
+            "release a part or remove the phase"
+        )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -16,16 +15,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from ark.checkpoint import check_same
 from ark.consistency import carries_gradient, consistency_loss
 from ark.cycle import Cycle, Position
-from ark.locks import Locks
+from ark.locks import Locks, check_phase
 from ark.network import Network
 from ark.optim import check_covered, parameter_groups
 from ark.schedules import Constant, Schedule, WarmupCosine
+from ark.scores import WHO, Scores
 from ark.teacher import Teacher
 from ark.types import Batch, ConfigError, Prediction, TaskSpec
 from ark.weights import load_initial
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
-WHO = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,10 @@ class ArkModule(pl.LightningModule):
         self.teacher = Teacher(self.network)
         self.cycle, self.seed = cycle, seed
         self.locks = Locks(self.network)
-        self._check_locks()
+        for phase in cycle.phases:
+            check_phase(self.network, phase)
         self._optimizer, self._lr_scale, self._lr_schedule = optimizer, lr_scale or {}, lr_schedule
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
-        self.metrics: dict[tuple[str, str], Any] = {}
         self.scored: tuple[str, ...] = WHO  # whom an evaluation scores
 
     # -- training ---------------------------------------------------------------------------
@@ -160,20 +159,6 @@ class ArkModule(pl.LightningModule):
         features = self.teacher.network.features(batch.teacher_images, head.reads)
         return head.consistency(features, head(features))
 
-    def _check_locks(self) -> None:
-        """A lock that names nothing, or leaves nothing to train, fails before training."""
-        for phase in self.cycle.phases:
-            self.locks.apply(self.locked_parts(phase.task, phase.lock))
-            head = self.network.head(phase.task)
-            path = [self.network.backbone, head]
-            path += [self.network.projector] if head.reads == "embedding" else []
-            if not any(p.requires_grad for part in path for p in part.parameters()):
-                raise ConfigError(
-                    f"cycle: the phase of {phase.task} locks {phase.lock}, which leaves nothing "
-                    "to train; release a part or remove the phase"
-                )
-        self.locks.apply([])
-
     def locked_parts(self, task: str, lock: list[str]) -> list[torch.nn.Module]:
         return [self.network.part(name, task) for name in lock]
 
@@ -200,10 +185,10 @@ class ArkModule(pl.LightningModule):
     # -- evaluation -------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._fresh_metrics()
+        self.scores = Scores(self.network, self.scored, self.device)
 
     def on_test_epoch_start(self) -> None:
-        self._fresh_metrics()
+        self.scores = Scores(self.network, self.scored, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch)
@@ -212,50 +197,26 @@ class ArkModule(pl.LightningModule):
         return self.evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+        self.log_dict(self.scores.compute("val"))
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
+        self.log_dict(self.scores.compute("test"))
 
     def evaluate(self, batch: Batch) -> dict[str, Prediction]:
-        """Scores student and teacher on a batch; returns both predictions, by WHO."""
+        """Scores student and teacher on a batch; returns their predictions, by name."""
         predictions = {}
         for who in self.scored:
             network = self.network if who == "student" else self.teacher.network
             head = network.head(batch.task)
             features = network.features(batch.images, head.reads)
             predictions[who] = head.predict_features(features)
-            self.metrics[who, batch.task].update(predictions[who], batch.target)
+            self.scores.update(who, batch.task, predictions[who], batch.target)
         return predictions
-
-    def _fresh_metrics(self) -> None:
-        self.metrics = {
-            (who, key): self.network.head(key).metrics().to(self.device)
-            for who in self.scored
-            for key in self.keys
-        }
 
     @property
     def keys(self) -> list[str]:
         """The tasks' keys, in the order of the datasets."""
         return list(self.network.tasks)
-
-    @staticmethod
-    def prefix(split: str, who: str) -> str:
-        """What names of metrics begin with: `val` of the student, `val_teacher` of the teacher."""
-        return split if who == "student" else f"{split}_{who}"
-
-    def _log_metrics(self, split: str) -> None:
-        """`<prefix>/<dataset>/<task>/<metric>`, and `<prefix>/score`: the mean over the tasks of
-        their main metrics."""
-        for who in self.scored:
-            prefix, main = self.prefix(split, who), []
-            for key in self.keys:
-                values = self.metrics[who, key].compute()
-                main.append(float(values[self.network.head(key).main_metric]))
-                for name, value in values.items():
-                    self.log(f"{prefix}/{key}/{name}", float(value))
-            self.log(f"{prefix}/score", float(np.nanmean(main)))
 
     def summary(self, data: str) -> str:
         """What a run is about to do, for its first lines."""

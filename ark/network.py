@@ -82,6 +82,12 @@ class Network(nn.Module):
         features = self.features(images, "all")
         return {key: self.head(key).predict_features(features) for key in self.heads}
 
+    def used_by(self, task: str) -> list[nn.Module]:
+        """The modules that a training step of `task` runs."""
+        head = self.head(task)
+        projector = [self.projector] if head.reads == "embedding" else []
+        return [self.backbone, *projector, head]
+
     def part(self, name: str, task: str) -> nn.Module:
         """The module that a lock names: a path in this network, or `head[.path]` of `task`.
 

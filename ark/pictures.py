@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from ark.module import WHO, ArkModule
+from ark.module import ArkModule
+from ark.scores import WHO
 from ark.types import Batch
 
 
