@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands import DATASETS, ark, write_recipe
 
+from datamodules.config import load_datasets, prepare
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,8 +75,7 @@ def edit(recipe: Path, dataset: str, old: str, new: str) -> Path:
         ("train: 12", "train: 0", "expected train >= 1"),
         ("preset: findings", "preset: brains", "brains"),
         ("datamodules.phantoms", "datamodules.ghosts", "ghosts"),
-        ("val: 6", "val: 0", "of split 'val'"),
-        ("name: tiny_findings", "name: other", "holds the shards of 'tiny_findings'"),
+        ("val: 6", "val: 0", "has no split 'val'"),
     ],
 )
 def test_a_wrong_dataset(old: str, new: str, message: str, recipe: Path, capsys) -> None:
@@ -87,6 +88,16 @@ def test_a_wrong_dataset(old: str, new: str, message: str, recipe: Path, capsys)
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) < 8, "the message drowns"
+
+
+def test_shards_of_another_dataset(recipe: Path, capsys) -> None:
+    ark_options = ["fit", "--config", recipe, "--run.name=wrong"]
+    other = edit(recipe, "tiny_findings", "name: tiny_findings", "name: other")
+    other.write_text(other.read_text().replace("tiny_findings", "tiny_boxes"))
+    prepare(load_datasets(str(recipe.parent / "tiny_boxes.yaml"))[0])
+    with pytest.raises(SystemExit):
+        ark(*ark_options, f"--datasets=[{other}]")
+    assert "holds the shards of 'tiny_boxes'" in capsys.readouterr().err
 
 
 def test_a_dataset_listed_twice(recipe: Path, capsys) -> None:
