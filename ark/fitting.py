@@ -39,7 +39,7 @@ def fit(
     # The end need not be a multiple of the steps between checkpoints. Of a run that max_steps cut
     # short the last of those stays: Lightning would take one written now for finished.
     if trainer.checkpoint_callbacks and trainer.global_step == module.cycle.total_steps:
-        trainer.save_checkpoint(run.checkpoints / LAST)
+        trainer.save_checkpoint(run.checkpoints / LAST, weights_only=False)
     columns = _score(trainer, module, datamodule, WHO)
     if trainer.is_global_zero:
         _conclude(module, run, columns, trainer.global_step, time.monotonic() - began)
