@@ -75,8 +75,8 @@ class SegmentationHead(Head):
     Args:
         decoder: a key of `DECODERS`.
         decoder_args: arguments of that decoder's class in smp, over Ark's defaults.
-        norm: "group" acts alike on student (training) and teacher (evaluation) and on a batch of
-            one; "batch" keeps smp's BatchNorm and needs more than one image.
+        norm: "group" normalises alike in training (student) and evaluation (teacher), and a batch
+            of one; "batch" keeps smp's BatchNorm and needs more than one image.
         dice_weight, bce_weight: factors of the two loss terms; a term of weight 0 is not computed.
 
     Raises:

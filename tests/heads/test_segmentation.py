@@ -12,6 +12,8 @@ CONVOLUTIONAL = FeatureInfo((4, 6, 8, 12, 16), (2, 4, 8, 16, 32), 16, 16, image_
 TRANSFORMER = FeatureInfo((6, 8, 12, 16), (4, 8, 16, 32), 16, 16, image_size=64)
 TASK = TaskSpec("chestxdet", "masks", "segmentation", ("lung", "heart", "clavicle"))
 
+UNET = {"decoder": "Unet"}
+
 
 def make_head(info=CONVOLUTIONAL, task=TASK, **init_args):
     torch.manual_seed(0)
@@ -117,15 +119,15 @@ def test_consistency_vectors_have_length_one_in_every_cell():
 
 def test_group_norm_makes_training_and_evaluation_alike_and_batch_norm_can_be_kept():
     features = make_features(CONVOLUTIONAL)
-    head = make_head()
+    head = make_head(**UNET)  # smp's FPN also drops channels in training
     assert torch.equal(head.train()(features).logits, head.eval()(features).logits)
-    kept = make_head(norm="batch")
+    kept = make_head(**UNET, norm="batch")
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in kept.modules())
     assert not torch.equal(kept.train()(features).logits, kept.eval()(features).logits)
 
 
 def test_decoder_args_reach_the_decoder():
-    head = make_head(decoder_args={"decoder_channels": [24, 8]})
+    head = make_head(**UNET, decoder_args={"decoder_channels": [24, 8]})
     assert head(make_features(CONVOLUTIONAL)).decoded.shape == (2, 8, 8, 8)
 
 
@@ -134,10 +136,22 @@ def test_decoder_args_reach_the_decoder():
     [
         (CONVOLUTIONAL, {"decoder": "UNet"}, r"expected decoder to be one of .*'Unet'.* 'UNet'"),
         (CONVOLUTIONAL, {"norm": "layer"}, r"expected norm to be one of .*'group'.*'layer'"),
-        (CONVOLUTIONAL, {"decoder_args": {"width": 3}}, r"decoder_args.*decoder_channels.*'width'"),
-        (CONVOLUTIONAL, {"decoder_args": {"decoder_channels": 64}}, r"list 1 to 5 widths.*64"),
-        (CONVOLUTIONAL, {"decoder_args": {"decoder_channels": []}}, r"list 1 to 5 widths"),
-        (TRANSFORMER, {"decoder_args": {"decoder_channels": [8] * 6}}, r"list 1 to 5 widths"),
+        (
+            CONVOLUTIONAL,
+            UNET | {"decoder_args": {"width": 3}},
+            r"decoder_args.*decoder_channels.*'width'",
+        ),
+        (
+            CONVOLUTIONAL,
+            UNET | {"decoder_args": {"decoder_channels": 64}},
+            r"list 1 to 5 widths.*64",
+        ),
+        (CONVOLUTIONAL, UNET | {"decoder_args": {"decoder_channels": []}}, r"list 1 to 5 widths"),
+        (
+            TRANSFORMER,
+            UNET | {"decoder_args": {"decoder_channels": [8] * 6}},
+            r"list 1 to 5 widths",
+        ),
         (
             CONVOLUTIONAL,
             {"decoder": "FPN", "decoder_args": {"segmentation_channels": 40}},
