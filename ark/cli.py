@@ -128,6 +128,14 @@ class ArkCLI(LightningCLI):
             log.info(model.summary(datamodule.describe()))
         fitting.fit(self.trainer, model, datamodule, self.run, options.get("ckpt_path"))
 
+    def test(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
+        """LightningCLI calls it in place of Trainer.test."""
+        fitting.score(self.trainer, model, datamodule, "test", options["ckpt_path"])
+
+    def validate(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
+        """LightningCLI calls it in place of Trainer.validate."""
+        fitting.score(self.trainer, model, datamodule, "val", options["ckpt_path"])
+
     def _recipe(self, name: str = "") -> str:
         """The whole configuration as YAML, less what was true of one call only."""
         config = self.config[self.subcommand].clone()
@@ -146,6 +154,7 @@ def _quieten() -> None:
         ".*in eval mode at the start of training",  # the teacher always is
         ".*does not have many workers",
         ".*isinstance.treespec, LeafSpec.",
+        "Be aware that when using `ckpt_path`",  # scoring needs no callbacks of the training
         "Checkpoint directory .* exists and is not empty",  # `check_folder` decided that
     ):
         warnings.filterwarnings("ignore", message)

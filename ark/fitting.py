@@ -1,4 +1,4 @@
-"""`ark fit` from the first line it prints to the last: score, train, score, report."""
+"""`ark fit` from its first line to its last: score, train, score, report. And `ark test`."""
 
 from __future__ import annotations
 
@@ -45,18 +45,35 @@ def fit(
         _conclude(module, run, columns, trainer.global_step, time.monotonic() - began)
 
 
+def score(
+    trainer: pl.Trainer,
+    module: ArkModule,
+    datamodule: pl.LightningDataModule,
+    split: str,
+    ckpt_path: str | None,
+) -> None:
+    """`ark test` and `ark validate`: prints every metric of student and teacher of a checkpoint."""
+    columns = _score(trainer, module, datamodule, WHO, split, ckpt_path)
+    if trainer.is_global_zero:
+        heads = {key: module.network.head(key) for key in module.keys}
+        print(f"\n{split} split of {ckpt_path}\n\n{report.table(columns, heads, every=True)}")
+
+
 def _score(
     trainer: pl.Trainer,
     module: ArkModule,
     datamodule: pl.LightningDataModule,
     who: tuple[str, ...],
+    split: str = "test",
+    ckpt_path: str | None = None,
 ) -> dict[str, report.Results]:
-    """Scores the test splits as the networks stand now."""
+    """Scores a split; without `ckpt_path` the networks as they stand now."""
+    evaluate = {"test": trainer.test, "val": trainer.validate}[split]
     module.scored = who
-    trainer.test(module, datamodule, verbose=False)
+    evaluate(module, datamodule, ckpt_path=ckpt_path, verbose=False)
     module.scored = WHO
     metrics = trainer.callback_metrics
-    return {name: report.collect(metrics, prefix("test", name), module.keys) for name in who}
+    return {name: report.collect(metrics, prefix(split, name), module.keys) for name in who}
 
 
 def _conclude(
