@@ -30,21 +30,19 @@ def train_each(run: RunConfig, network: Network, recipe: str) -> None:
         ConfigError: a task's run failed.
     """
     columns: dict[str, report.Results] = {"alone student": {}, "alone teacher": {}}
+    folder = run.folder / "alone"
+    digest = hashlib.sha256(recipe.encode()).hexdigest()
     for key in network.tasks:
-        name = f"{run.name}/alone/{key}"
-        folder = run.folder.parent / name
-        made_with = folder / "recipe.sha256"
-        digest = hashlib.sha256(recipe.encode()).hexdigest()
+        made_with = folder / key / "recipe.sha256"
         if not made_with.is_file() or made_with.read_text() != digest:
-            _train(name, key)
+            _train(f"{run.name}/alone/{key}", key)
             made_with.write_text(digest)
-        found = report.read_json(folder / report.RESULTS)
+        found = report.read_json(folder / key / report.RESULTS)
         for who in ("student", "teacher"):
             columns[f"alone {who}"].update(found[who])
     together = report.read_json(run.folder / report.RESULTS) or {}
     columns |= {f"joint {who}": together[who] for who in ("student", "teacher") if who in together}
-    heads = {key: network.head(key) for key in network.tasks}
-    folder = run.folder / "alone"
+    heads = network.heads_by_key()
     facts = ["each task alone, from the same start and with the same steps as in the joint run"]
     log.info("\n%s\n", report.write_report(folder, f"{run.name}: alone", columns, facts, heads))
 

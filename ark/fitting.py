@@ -55,8 +55,8 @@ def score(
     """`ark test` and `ark validate`: prints every metric of student and teacher of a checkpoint."""
     columns = _score(trainer, module, datamodule, WHO, split, ckpt_path)
     if trainer.is_global_zero:
-        heads = {key: module.network.head(key) for key in module.keys}
-        print(f"\n{split} split of {ckpt_path}\n\n{report.table(columns, heads, every=True)}")
+        table = report.table(columns, module.network.heads_by_key(), every=True)
+        print(f"\n{split} split of {ckpt_path}\n\n{table}")
 
 
 def _score(
@@ -87,6 +87,6 @@ def _conclude(
         f"start: {module.start}",
         f"{steps} optimiser steps, {module.cycle.cycles} cycles; {seconds:.0f} s in this session",
     ]
-    heads = {key: network.head(key) for key in module.keys}
-    log.info("\n%s\n", report.write_report(run.folder, run.name, columns, facts, heads))
+    table = report.write_report(run.folder, run.name, columns, facts, network.heads_by_key())
+    log.info("\n%s\n", table)
     log.info("report, pictures, checkpoints and the published model are in %s", run.folder)

@@ -221,7 +221,7 @@ class ArkModule(pl.LightningModule):
     def summary(self, data: str) -> str:
         """What a run is about to do, for its first lines."""
         parts = {"backbone": self.network.backbone, "projector": self.network.projector}
-        parts |= {f"head {key}": self.network.head(key) for key in self.keys}
+        parts |= {f"head {key}": head for key, head in self.network.heads_by_key().items()}
         sizes = ", ".join(
             f"{name} {count / 1e6:.2f}M"
             for name, part in parts.items()

@@ -64,6 +64,10 @@ class Network(nn.Module):
     def head(self, key: str) -> Head:
         return self.heads[key]  # type: ignore[return-value]
 
+    def heads_by_key(self) -> dict[str, Head]:
+        """Every task's head, in the order of the datasets."""
+        return {key: self.head(key) for key in self.tasks}
+
     def features(self, images: Tensor, reads: str) -> Features:
         """(B, 3, H, W) uint8 or 0..1 float -> Features with only the parts that are read.
 
@@ -80,7 +84,7 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Prediction]:
         """(B, 3, H, W) uint8 or 0..1 float -> the prediction of every head, by task key."""
         features = self.features(images, "all")
-        return {key: self.head(key).predict_features(features) for key in self.heads}
+        return {key: head.predict_features(features) for key, head in self.heads_by_key().items()}
 
     def used_by(self, task: str) -> list[nn.Module]:
         """The modules that a training step of `task` runs."""

@@ -65,8 +65,13 @@ def table(columns: Mapping[str, Results], heads: Mapping[str, Head], every: bool
     return tabulate(rows, ["task", "metric", *shown], tablefmt="github", floatfmt=".3f")
 
 
-def write_report(folder: Path, title: str, columns: Mapping[str, Results], facts: Sequence[str],
-                 heads: Mapping[str, Head]) -> str:  # fmt: skip
+def write_report(
+    folder: Path,
+    title: str,
+    columns: Mapping[str, Results],
+    facts: Sequence[str],
+    heads: Mapping[str, Head],
+) -> str:
     """Writes results.json and report.md; returns the short table."""
     write_json(folder / RESULTS, columns)
     short = table(columns, heads)

@@ -23,7 +23,7 @@ class Scores:
 
     def __init__(self, network: Network, who: Sequence[str], device: torch.device) -> None:
         self.who = who
-        self.heads = {key: network.head(key) for key in network.tasks}
+        self.heads = network.heads_by_key()
         self._metrics = {
             (name, key): head.metrics().to(device)
             for name in who
