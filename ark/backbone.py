@@ -70,8 +70,9 @@ class Backbone(nn.Module):
         """Computes what is asked for and no more.
 
         Args:
-            images: (B, 3, H, W), uint8 in 0..255 or float in 0..1. Normalised here, on the
-                device, so that bytes travel instead of floats.
+            images: (B, 3, H, W), or (B, 1, H, W) gray; uint8 in 0..255 or float in 0..1.
+                Normalised here, on the device, so that bytes travel instead of floats, and of a
+                gray image one channel.
 
         Returns:
             maps: (B, C_l, ceil(H / stride_l), ceil(W / stride_l)), finest first; [] if not asked.

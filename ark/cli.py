@@ -99,10 +99,12 @@ class ArkCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
         kwargs["default_root_dir"] = str(run.folder)
+        ledger = self.datamodule.ledger(run.folder if self.subcommand == "fit" else None)
         if self.subcommand != "fit":
             kwargs["logger"] = False
+            kwargs["callbacks"] = [*(mine.get("callbacks") or []), ledger]
             return super().instantiate_trainer(**kwargs)
-        kwargs["callbacks"] = [*(mine.get("callbacks") or []), *callbacks(run, plan, mine)]
+        kwargs["callbacks"] = [*(mine.get("callbacks") or []), *callbacks(run, plan, mine, ledger)]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):
             clear_folder(run)
         if mine.get("logger") in (None, True) and not run.alone:
@@ -156,5 +158,6 @@ def _quieten() -> None:
         ".*isinstance.treespec, LeafSpec.",
         "Be aware that when using `ckpt_path`",  # scoring needs no callbacks of the training
         "Checkpoint directory .* exists and is not empty",  # `check_folder` decided that
+        "It is recommended to use `self.log.*sync_dist=True",  # our metrics gather their states
     ):
         warnings.filterwarnings("ignore", message)

@@ -107,6 +107,15 @@ class Cycle:
             step, cycle, index, phase, phase_step, self.lengths[index], before + phase_step
         )
 
+    def steps_of(self, task: str, step: int) -> int:
+        """How many of the steps before `step`, 0 <= step <= total_steps, train `task`."""
+        cycles, within = divmod(step, self.steps_per_cycle)
+        found = cycles * self._task_totals[task]
+        for phase, start, length in zip(self.phases, self._starts, self.lengths, strict=False):
+            if phase.task == task:
+                found += min(max(within - start, 0), length)
+        return found
+
     def describe(self) -> str:
         """The phases of one cycle, a line each."""
         lines = [f"plan: {self.cycles} cycles of {self.steps_per_cycle} steps"]

@@ -204,7 +204,9 @@ class ArkModule(pl.LightningModule):
 
     def evaluate(self, batch: Batch) -> dict[str, Prediction]:
         """Scores student and teacher on a batch; returns their predictions, by name."""
-        predictions = {}
+        predictions: dict[str, Prediction] = {}
+        if not batch.keys:  # all of its samples were skipped
+            return predictions
         for who in self.scored:
             network = self.network if who == "student" else self.teacher.network
             head = network.head(batch.task)

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ark.callbacks import CycleProgressBar, CycleRunner
 from ark.cycle import Cycle
+from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import REPORT, RESULTS, START
 from ark.types import ConfigError
@@ -97,17 +98,20 @@ def clear_folder(run: RunConfig) -> None:
     """Makes the folder ready for a new run: what an earlier one wrote there goes."""
     for name in ("checkpoints", "logs", "model", "pictures"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in (START, RESULTS, REPORT, WANDB_ID):
+    for name in (START, RESULTS, REPORT, WANDB_ID, LEDGER, SKIPPED):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
 
 
-def callbacks(run: RunConfig, cycle: Cycle, trainer: Mapping[str, Any]) -> list[Callback]:
+def callbacks(
+    run: RunConfig, cycle: Cycle, trainer: Mapping[str, Any], ledger: Ledger
+) -> list[Callback]:
     """What every run does beside its steps, less what `trainer`'s options switch off.
 
     Lightning calls checkpoints last: the teacher in a checkpoint has had its update.
     """
-    found: list[Callback] = [CycleRunner(), Pictures(run.folder / "pictures", run.pictures)]
+    found: list[Callback] = [CycleRunner(), ledger]
+    found.append(Pictures(run.folder / "pictures", run.pictures))
     if trainer.get("enable_progress_bar") is not False:
         found.append(CycleProgressBar(refresh_rate=10))
     if trainer.get("logger") is not False:

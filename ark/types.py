@@ -137,15 +137,32 @@ class SegmentationTarget(_Movable):
 Target = MultilabelTarget | MulticlassTarget | DetectionTarget | SegmentationTarget
 
 
+SKIP_REASONS = ("shard", "checksum", "image", "annotation")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was to be in a batch and could not be used."""
+
+    position: int  # in the task's stream; in evaluation the sample's number
+    reason: str  # of SKIP_REASONS
+    message: str  # says which sample, what is wrong with it, and what to do
+
+
 @dataclass
 class Batch(_Movable):
     """Samples of ONE task of ONE dataset. Every rank holds the same task in the same step."""
 
     task: str  # TaskSpec.key
-    keys: list[str]  # B sample keys, for pictures, reports and the ledger
-    images: Tensor  # (B, 3, H, W) uint8 0..255: the student's view
+    keys: list[str]  # B sample keys, for pictures and reports
+    images: Tensor  # (B, 1 or 3, H, W) uint8 0..255: the student's view; 1 where all are gray
     teacher_images: Tensor | None  # the teacher's view, same shape and geometry; None in evaluation
     target: Target
+    positions: list[int] = field(default_factory=list)  # that this batch answers for, see Skipped
+    seeds: list[int] = field(default_factory=list)  # of the samples' augmentation
+    skipped: list[Skipped] = field(default_factory=list)
+    # In training another sample took the place of a skipped one, so that B stays; in evaluation
+    # it is left out, and where nothing is left over `keys` is empty and images, target say nothing.
 
 
 @dataclass

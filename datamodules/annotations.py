@@ -8,10 +8,13 @@ multilabel    {"Effusion": 1, "Mass": 0}, unknown absent (K,) float32, NaN where
 multiclass    "PA"                                       int, index into classes
 detection     [{"class": "nodule", "bbox": [x, y, w, h]}]  Boxes
 segmentation  {"known": ["heart"]} and one PNG a class   Masks
+
+`datamodules.stored` brings what other tools store into these forms.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ import numpy as np
 from ark.types import KINDS, ConfigError, Kind
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ROUNDING = 1.0  # pixels by which annotation tools may overshoot the border; cut off
 
 
 class Boxes(NamedTuple):
@@ -115,31 +119,68 @@ def to_arrays(
     size: tuple[int, int],
     where: str,
 ) -> Annotation:
-    """Turns a stored `value` into arrays.
+    """Turns a stored `value` into arrays, and checks it: a shard may be anybody's.
 
     Args:
         masks: class -> (H, W) uint8; a known class without a mask is empty.
         size: (H, W) of the stored image.
         where: names the sample in error messages.
+
+    Raises:
+        ConfigError: an unknown class, a label that is no 0 or 1, a box that is degenerate or leaves
+            the image, or a mask of another size.
     """
     if spec.kind == "multilabel":
         return _labels(spec, value, where)
     if spec.kind == "multiclass":
         return spec.index(value, where)
     if spec.kind == "detection":
-        return _boxes(spec, value, where)
+        return _boxes(spec, value, size, where)
     return _masks(spec, value, masks, size, where)
+
+
+def box_inside(box: Any, size: tuple[int, int], where: str) -> list[float]:
+    """`box` [x, y, w, h] cut to an image of `size` (H, W); up to one pixel may be cut.
+
+    Raises:
+        ConfigError: degenerate, not four finite numbers, or outside by more than a pixel.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        raise ConfigError(f"{where}: bbox is {box}; expected four numbers [x, y, w, h]")
+    x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    height, width = size
+    if box[2] <= 0 or box[3] <= 0:
+        raise ConfigError(f"{where}: bbox {box} has no area; expected [x, y, w, h] with w, h > 0")
+    if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
+        raise ConfigError(
+            f"{where}: bbox {box} [x, y, w, h] leaves its image of {width}x{height} pixels"
+        )
+    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if x2 <= x1 or y2 <= y1:
+        raise ConfigError(f"{where}: bbox {box} lies on the border of its {width}x{height} image")
+    return [round(number, 4) for number in (x1, y1, x2 - x1, y2 - y1)]
+
+
+def _is_finite(number: Any) -> bool:
+    # a bool is an int in Python, and 10**400 is no float
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return is_number and abs(number) < 1e9 and math.isfinite(number)
 
 
 def _labels(spec: AnnotationSpec, value: Mapping[str, int], where: str) -> np.ndarray:
     labels = np.full(len(spec.classes), np.nan, np.float32)
     for name, label in value.items():
+        if label not in (0, 1):
+            raise ConfigError(f"{where}: label of {name!r} is {label!r}; expected 0 or 1")
         labels[spec.index(name, where)] = label
     return labels
 
 
-def _boxes(spec: AnnotationSpec, value: list[dict[str, Any]], where: str) -> Boxes:
-    boxes = np.array([box["bbox"] for box in value], np.float32).reshape(-1, 4)
+def _boxes(
+    spec: AnnotationSpec, value: list[dict[str, Any]], size: tuple[int, int], where: str
+) -> Boxes:
+    found = [box_inside(box["bbox"], size, where) for box in value]
+    boxes = np.array(found, np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([spec.index(box["class"], where) for box in value], np.int64)
     return Boxes(boxes, labels)
@@ -155,7 +196,10 @@ def _masks(
     stack = np.zeros((len(spec.classes), *size), np.uint8)
     for name, mask in masks.items():
         if mask.shape != size:
-            raise ConfigError(f"{where}: mask of {name!r} is {mask.shape}, its image {size} (H, W)")
+            raise ConfigError(
+                f"{where}: the mask of {name!r} is {mask.shape[1]}x{mask.shape[0]}, its image "
+                f"{size[1]}x{size[0]} (width x height); they must be equal"
+            )
         stack[spec.index(name, where)] = mask
     known = np.array([name in value["known"] for name in spec.classes])
     return Masks(stack, known)

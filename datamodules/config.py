@@ -14,8 +14,11 @@ from yaml import YAMLError
 
 from ark.build import build, resolve
 from ark.types import ConfigError, TaskSpec
-from datamodules.index import INDEX_FILE, ShardIndex
+from datamodules.images import check_window
+from datamodules.index import INFO_FILE, ShardIndex
 from datamodules.sources.base import Source
+from datamodules.storage import CacheConfig
+from datamodules.stored import Stored
 from datamodules.writing import write_shards
 
 
@@ -38,16 +41,21 @@ class DatasetConfig:
 
     Args:
         name: the dataset's name in logs, plans and files.
-        shards: folder of its tars and index.json.
+        shards: folder or URL (http, https, s3) of its tars and their index.
         tasks: what is learnt from it.
         source: `{class_path: ..., init_args: ...}` of what `ark shards write` reads; not needed
             where the shards exist.
+        index: `{splits: {train: "train-*.tar", ...}, annotations: {...}}` of what
+            `ark shards index` finds in tars that another tool wrote.
+        window: how pixels of more than 8 bits become 8; see `datamodules.images`.
     """
 
     name: str
     shards: str
     tasks: list[TaskConfig] = field(default_factory=list)
     source: dict[str, Any] | None = None
+    index: dict[str, Any] | None = None
+    window: Any = "auto"
 
 
 def load_datasets(paths: list[str] | str) -> list[DatasetConfig]:
@@ -63,7 +71,7 @@ def load_datasets(paths: list[str] | str) -> list[DatasetConfig]:
     return datasets
 
 
-def prepare(dataset: DatasetConfig) -> ShardIndex:
+def prepare(dataset: DatasetConfig, cache: CacheConfig = CacheConfig()) -> ShardIndex:  # noqa: B008 - frozen
     """The dataset's index; generated datasets are written first where they are missing.
 
     Safe to call from several processes at once.
@@ -72,25 +80,36 @@ def prepare(dataset: DatasetConfig) -> ShardIndex:
         ConfigError: no shards and a source that must be read by hand, or shards that were written
             from another source than the YAML now states. The message holds the command to run.
     """
-    folder = Path(dataset.shards)
-    if not (folder / INDEX_FILE).is_file():
-        if not _source_class(dataset).automatic:
-            raise ConfigError(
-                f"dataset {dataset.name!r}: no shards in {dataset.shards!r}; write them with "
-                f"`ark shards write {_yaml(dataset)}`"
-            )
-        with lock(folder):
-            if not (folder / INDEX_FILE).is_file():
-                source, config = build_source(dataset), recorded(dataset)
-                write_shards(source, dataset.name, folder, config=config)
-    index = ShardIndex.load(folder)
+    if "://" not in dataset.shards:
+        _write_where_missing(dataset, Path(dataset.shards))
+    index = ShardIndex.load(dataset.shards, cache)
     if index.name != dataset.name:
         raise ConfigError(
             f"dataset {dataset.name!r}: {dataset.shards!r} holds the shards of {index.name!r}; "
             "correct `shards` or `name`"
         )
     _check_source(dataset, index)
+    _check_stored(dataset, index)
     return index
+
+
+def _write_where_missing(dataset: DatasetConfig, folder: Path) -> None:
+    if (folder / INFO_FILE).is_file():
+        return
+    if dataset.index is not None:
+        raise ConfigError(
+            f"dataset {dataset.name!r}: {dataset.shards!r} has no {INFO_FILE}; index its tars with "
+            f"`ark shards index {_yaml(dataset)}`"
+        )
+    if not _source_class(dataset).automatic:
+        raise ConfigError(
+            f"dataset {dataset.name!r}: no shards in {dataset.shards!r}; write them with "
+            f"`ark shards write {_yaml(dataset)}`"
+        )
+    with lock(folder):
+        if not (folder / INFO_FILE).is_file():
+            source, config = build_source(dataset), recorded(dataset)
+            write_shards(source, dataset.name, folder, config=config)
 
 
 def build_source(dataset: DatasetConfig) -> Source:
@@ -131,7 +150,7 @@ def _task_spec(dataset: DatasetConfig, task: TaskConfig, index: ShardIndex) -> T
         raise ConfigError(
             f"{place} is no annotation of {dataset.shards!r}; it has {list(index.annotations)}"
         )
-    if "train" not in index.splits or not len(index.annotated("train", task.name)):
+    if "train" not in index.splits or not index.annotated("train", task.name).sum():
         raise ConfigError(
             f"{place}: no training sample carries it; remove the task or annotate some"
         )
@@ -151,6 +170,30 @@ def _check_source(dataset: DatasetConfig, index: ShardIndex) -> None:
         f"dataset {dataset.name!r}: source {changed[0]!r} changed since {dataset.shards!r} was "
         f"written; run `ark shards write --overwrite true {_yaml(dataset)}`, or undo the change"
     )
+
+
+def stored_annotations(dataset: DatasetConfig) -> dict[str, Stored]:
+    """What the YAML says that the samples are annotated with, and where.
+
+    Raises:
+        ConfigError: neither `index` nor `source` says it.
+    """
+    if dataset.index is None:
+        specs = build_source(dataset).annotations()
+        return {name: Stored.ours(name, spec) for name, spec in specs.items()}
+    place = f"dataset {dataset.name!r}: index"
+    annotations = dataset.index.get("annotations")
+    if not isinstance(annotations, dict) or not annotations:
+        raise ConfigError(f"{place}: no `annotations`; name at least one")
+    return {name: Stored.checked(name, config, place) for name, config in annotations.items()}
+
+
+def _check_stored(dataset: DatasetConfig, index: ShardIndex) -> None:
+    if dataset.index is not None and stored_annotations(dataset) != index.stored:
+        raise ConfigError(
+            f"dataset {dataset.name!r}: `index.annotations` changed since {dataset.shards!r} was "
+            f"indexed; run `ark shards index {_yaml(dataset)}`, or undo the change"
+        )
 
 
 def _source_class(dataset: DatasetConfig) -> type[Source]:
@@ -186,4 +229,5 @@ def _load(path: str) -> DatasetConfig:
         tasks = [TaskConfig(**task) for task in content.get("tasks") or []]
     except TypeError as error:
         raise ConfigError(f"{path}: a task of {content['name']!r}: {error}") from error
-    return DatasetConfig(content["name"], content["shards"], tasks, content.get("source"))
+    check_window(content.get("window", "auto"), f"{path}: window")
+    return DatasetConfig(**{**content, "tasks": tasks})

@@ -13,7 +13,7 @@ from ark.drawing import draw_boxes, draw_masks, show_image
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, Boxes, Masks
 from datamodules.index import ShardIndex
-from datamodules.shards import ShardReader
+from datamodules.shards import Address, ShardReader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def describe(index: ShardIndex) -> str:
     A class reads `present / known`: samples that show it, of those where somebody looked; in
     detection the number of boxes follows.
     """
-    title = f"{index.name}  ({index.folder}); class rows read present / known"
+    title = f"{index.name}  ({index.storage.where}); class rows read present / known"
     return "\n".join([title, "", *_split_lines(index), *_annotated(index)])
 
 
@@ -45,6 +45,7 @@ def picture(index: ShardIndex, path: str | Path, split: str = "train", count: in
         raise ConfigError(f"picture: count is {count}; expected at least 1")
     total = index.num_samples(split)
     numbers = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+    ends = np.cumsum([shard.samples for shard in index.split(split).shards])
     rows = -(-len(numbers) // _COLUMNS)
     figure = Figure(figsize=(_COLUMNS * _INCHES, rows * (_INCHES + 0.3)), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
@@ -52,7 +53,9 @@ def picture(index: ShardIndex, path: str | Path, split: str = "train", count: in
     for place in axes:
         place.set_axis_off()
     for place, number in zip(axes, numbers, strict=False):
-        _draw(place, reader, split, int(number))
+        shard = int(np.searchsorted(ends, number, side="right"))
+        row = int(number - (ends[shard] - index.split(split).shards[shard].samples))
+        _draw(place, reader, Address(split, shard, row))
     figure.savefig(path, dpi=130)
     return Path(path)
 
@@ -61,12 +64,12 @@ def _split_lines(index: ShardIndex) -> Iterator[str]:
     yield f"{'split':<10}{'samples':>9}{'tars':>6}{'MB':>9}"
     for name, split in index.splits.items():
         megabytes = sum(shard.bytes for shard in split.shards) / 1e6
-        yield f"{name:<10}{len(split.keys):>9}{len(split.shards):>6}{megabytes:>9.1f}"
+        yield f"{name:<10}{split.num_samples:>9}{len(split.shards):>6}{megabytes:>9.1f}"
 
 
 def _annotated(index: ShardIndex) -> Iterator[str]:
     for annotation, spec in index.annotations.items():
-        carry = [len(split.annotated[annotation]) for split in index.splits.values()]
+        carry = [int(split.annotated[annotation].sum()) for split in index.splits.values()]
         yield ""
         yield _row(f"{annotation} ({spec.kind})", index.splits)
         yield _row("  samples that carry it", carry)
@@ -84,14 +87,16 @@ def _count(count: dict[str, int]) -> str:
     return f"{count['present']} / {count['known']}{boxes}"
 
 
-def _draw(axes: Axes, reader: ShardReader, split: str, number: int) -> None:
-    record = reader.record(split, number)
-    titles = [str(reader.index.split(split).keys[number])]
-    image = reader.image(split, number)
-    show_image(axes, image)
-    for annotation, value in record["annotations"].items():
-        spec = reader.index.annotation(annotation)
-        shown = reader.read(split, number, annotation).annotation
+def _draw(axes: Axes, reader: ShardReader, at: Address) -> None:
+    sample = reader.open(at)
+    titles = [sample.key]
+    show_image(axes, reader.image(at))
+    for annotation, stored in reader.index.stored.items():
+        value = stored.value(sample.member, sample.where)
+        if value is None:
+            continue
+        spec = stored.spec
+        shown = reader.read(at, annotation).annotation
         if isinstance(shown, Boxes):
             draw_boxes(axes, shown.boxes, shown.labels, spec.classes)
         elif isinstance(shown, Masks):

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader
 
 from ark.checkpoint import check_same
 from ark.cycle import Cycle, CycleConfig, make_cycle
+from ark.ledger import Ledger
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.config import DatasetConfig, prepare, task_specs
+from datamodules.loader import BatchLoader, FromStep, StepLoader
 from datamodules.shards import ShardReader
 from datamodules.sources.base import SPLITS
-from datamodules.stream import (
-    EvalBatches,
-    FromStep,
-    Share,
-    StepLoader,
-    TaskData,
-    TrainBatches,
-    quiet_worker,
-)
+from datamodules.storage import CacheConfig
+from datamodules.stream import EvalBatches, OnBad, Share, TaskData, TrainBatches
 from datamodules.transforms import Augment
 
 
@@ -41,6 +36,10 @@ class Mixture(pl.LightningDataModule):
         workers: loader processes of each rank.
         seed: of the order of samples and of their augmentation.
         augment: how strongly training views vary.
+        on_bad: what a damaged sample does: "error" stops the run and names shard, key and field;
+            "skip" puts another sample in its place, counts it in the ledger and goes on.
+        max_bad: with "skip": the share of a task's samples above which a run stops all the same.
+        cache: where shards of URLs are kept, and how many gigabytes of them.
     """
 
     def __init__(
@@ -54,6 +53,9 @@ class Mixture(pl.LightningDataModule):
         workers: int = 2,
         seed: int = 0,
         augment: Augment = Augment(),  # noqa: B008 - frozen
+        on_bad: OnBad = "error",
+        max_bad: float = 0.01,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         for name, value in (
@@ -65,6 +67,7 @@ class Mixture(pl.LightningDataModule):
                 raise ConfigError(f"data.{name}: {value}; expected at least 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.image_size, self.workers, self.seed, self.augment = image_size, workers, seed, augment
+        self.on_bad, self.max_bad, self.cache = on_bad, max_bad, cache
         self._readers: dict[str, ShardReader] = {}
         self._specs: dict[str, TaskSpec] = {}
         for dataset in datasets:
@@ -74,8 +77,10 @@ class Mixture(pl.LightningDataModule):
     def _add(self, dataset: DatasetConfig) -> None:
         if dataset.name in self._readers:
             raise ConfigError(f"datasets: {dataset.name!r} is listed twice; give each its own name")
-        index = prepare(dataset)
-        self._readers[dataset.name] = ShardReader(index)
+        index = prepare(dataset, self.cache)
+        if self.on_bad == "error":
+            index.check_files()
+        self._readers[dataset.name] = ShardReader(index, dataset.window)
         self._specs.update({spec.key: spec for spec in task_specs(dataset, index)})
 
     def _keep(self, only: list[str], cycle: CycleConfig) -> None:
@@ -91,7 +96,7 @@ class Mixture(pl.LightningDataModule):
         self._cycle_config = cycle
         for key in self._specs:
             for split in SPLITS:
-                if not len(self.data(key, split).numbers):
+                if not self.data(key, split).size:
                     raise ConfigError(
                         f"task {key}: no sample of split {split!r} is annotated for it; annotate "
                         "some, or remove the task"
@@ -105,20 +110,31 @@ class Mixture(pl.LightningDataModule):
     @cached_property
     def plan(self) -> Cycle:
         """The plan, now that the number of samples is known."""
-        samples = {key: len(self.data(key, "train").numbers) for key in self._specs}
+        samples = {key: self.data(key, "train").size for key in self._specs}
         return make_cycle(self._cycle_config, self.tasks, samples, self.batch_size)
 
     def data(self, key: str, split: str) -> TaskData:
         """The samples of task `key` in `split`."""
         spec = self._specs[key]
         reader = self._readers[spec.dataset]
-        return TaskData(spec, reader, split, reader.index.annotated(split, spec.name))
+        return TaskData(spec, reader, split)
+
+    def ledger(self, folder: Path | None) -> Ledger:
+        """The callback that proves that each sample came as often as planned.
+
+        Args:
+            folder: where it writes; None writes nothing.
+        """
+        samples = {
+            split: {key: self.data(key, split).size for key in self._specs} for split in SPLITS
+        }
+        return Ledger(samples, self.batch_size, self.max_bad, folder)
 
     def describe(self) -> str:
         """Samples of every task by split, a line each."""
         lines = [f"data: {len(self._specs)} tasks; {self.batch_size} samples a step"]
         for key, spec in self._specs.items():
-            counts = [f"{len(self.data(key, split).numbers)} {split}" for split in SPLITS]
+            counts = [f"{self.data(key, split).size} {split}" for split in SPLITS]
             lines.append(
                 f"  {key}: {spec.kind} of {len(spec.classes)} classes, {', '.join(counts)}"
             )
@@ -130,7 +146,7 @@ class Mixture(pl.LightningDataModule):
             "batch_size": self.batch_size,
             "image_size": self.image_size,
             "augment": asdict(self.augment),
-            "samples": {key: len(self.data(key, "train").numbers) for key in self._specs},
+            "samples": {key: self.data(key, "train").size for key in self._specs},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,9 +172,11 @@ class Mixture(pl.LightningDataModule):
                 f"{share.world} ranks x {share.accumulate} accumulated batches; choose a multiple"
             )
         data = {key: self.data(key, "train") for key in self._specs}
-        batches = TrainBatches(self.plan, data, share, self.seed, self.image_size, self.augment)
+        batches = TrainBatches(
+            self.plan, data, share, self.seed, self.image_size, self.augment, self.on_bad
+        )
         start = FromStep(lambda: trainer.global_step * share.accumulate, len(batches))
-        return StepLoader(batches, sampler=start, **self._loader_args())
+        return StepLoader(batches, self.workers, sampler=start)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_dataloader("val")
@@ -170,19 +188,14 @@ class Mixture(pl.LightningDataModule):
         trainer = self._trainer()
         tasks = [self.data(key, split) for key in self._specs]
         batches = EvalBatches(
-            tasks, self.eval_batch_size, self.image_size, trainer.global_rank, trainer.world_size
+            tasks,
+            self.eval_batch_size,
+            self.image_size,
+            trainer.global_rank,
+            trainer.world_size,
+            self.on_bad,
         )
-        return DataLoader(batches, shuffle=False, **self._loader_args())
-
-    def _loader_args(self) -> dict[str, Any]:
-        # batch_size=None: an item is a whole batch, put together where it was decoded.
-        return {
-            "batch_size": None,
-            "num_workers": self.workers,
-            "worker_init_fn": quiet_worker,
-            "pin_memory": torch.cuda.is_available(),
-            "prefetch_factor": 4 if self.workers else None,
-        }
+        return BatchLoader(batches, self.workers, shuffle=False)
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

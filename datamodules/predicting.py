@@ -26,7 +26,7 @@ from datamodules.images import decode_image, encode_png
 from datamodules.transforms import Transform
 
 log = logging.getLogger("ark")
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".dcm")
 
 
 def predict(
@@ -47,7 +47,7 @@ def predict(
 
     Args:
         checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
-        images: folder, searched with its subfolders for .jpg and .png.
+        images: folder, searched with its subfolders for JPEG, PNG, WebP, TIFF and DICOM files.
         output: folder to write.
         which: the network of the two.
         threshold: probability from which a pixel belongs to a class.
@@ -69,7 +69,8 @@ def predict(
         good = [item for item in items if item.view is not None]
         writer.skipped += [item for item in items if item.view is None]
         if good:
-            views = torch.stack([item.view for item in good]).to(device)
+            # gray among colour: all get three channels
+            views = torch.stack([item.view.expand(3, -1, -1) for item in good]).to(device)
             writer.add(good, {key: p.to("cpu") for key, p in network(views).items()})
     log.info(writer.finish())
 
@@ -78,7 +79,7 @@ def predict(
 class _Item:
     name: str  # path below the folder
     size: tuple[int, int] = (0, 0)  # (H, W) of the file in pixels
-    view: Tensor | None = None  # (3, S, S) uint8; None where the file could not be read
+    view: Tensor | None = None  # (C, S, S) uint8, C = 1 or 3; None where the file is unreadable
     error: str = ""
     mask_name: str = ""  # of its masks, below each class's folder
 
@@ -102,11 +103,12 @@ class _Folder(Dataset[_Item]):
             image = decode_image(path.read_bytes(), name)
         except (ConfigError, OSError) as error:
             return _Item(name, error=str(error))
-        view = self.transform(image, None, 0).student
+        view = self.transform(image, None, 0, image.shape[:2]).student.transpose(2, 0, 1)
         # a.jpg and a.png side by side would share a.png
         alone = self.stems[path.with_suffix("")] == 1
         mask_name = str(Path(name).with_suffix(".png")) if alone else f"{name}.png"
-        return _Item(name, image.shape[:2], view, mask_name=mask_name)
+        pixels = torch.from_numpy(np.ascontiguousarray(view))
+        return _Item(name, image.shape[:2], pixels, mask_name=mask_name)
 
 
 @dataclass

@@ -1,103 +1,233 @@
 """Reading one sample of a dataset's shards, in any order.
 
-A dataset's folder has plain WebDataset tars and ONE index.json. A sample's tar members:
+A dataset's folder has plain WebDataset tars, a table beside each, and one `_info.json`. A sample's
+members in the tar, as `ark shards write` makes them (`datamodules.stored` says what else is read):
 
-    <key>.jpg or .png                 the image, as its source had it
+    <key>.jpg, .png, ...              the image, as its source had it
     <key>.json                        height, width, patient and the annotations in class NAMES
     <key>.<annotation>.<class>.png    a mask, where the class is known and not empty
 
-The index knows the offset of every member, so one sample costs one `pread` a member. The tars alone
-say all that the index says: any WebDataset reader can use them.
+The table knows the offset of every member, so one sample costs one `pread` a member. The tars alone
+say all that the index says: any WebDataset reader can use them. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ark.types import ConfigError
 from datamodules.annotations import Annotation, to_arrays
-from datamodules.images import decode_image, decode_mask
-from datamodules.index import IMAGE, JSON, REWRITE, ShardIndex, SplitIndex, mask_member
+from datamodules.images import Window, decode_image, image_size
+from datamodules.index import ShardIndex
+from datamodules.shard_table import ABSENT, HASH, OFFSET, SIZE, ShardTable, member_hash, table_file
+from datamodules.storage import RemoteFolder, open_file
+from datamodules.stored import IMAGE, JSON, parse_json
+
+MOST_OPEN = 512  # shards that a process holds open: a descriptor and a table each
+CHECK = "`ark shards validate CONFIG` lists every fault"
+
+
+class BadSample(ConfigError):
+    """A sample that cannot be used. `reason` is the one word under which the ledger counts it."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Address(NamedTuple):
+    """Where a sample is stored."""
+
+    split: str
+    shard: int  # of the split
+    row: int  # of the shard's table
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One stored sample with one of its annotations, in pixels of the stored image."""
+    """One stored sample with one of its annotations."""
 
     key: str
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    annotation: Annotation
+    image: np.ndarray  # (h, w, C) uint8; C = 1 gray, 3 RGB; smaller than stored where so asked
+    size: tuple[int, int]  # (H, W) of the stored image
+    annotation: Annotation  # in pixels of the stored image
 
 
 class ShardReader:
-    """Random access to the samples of a `ShardIndex`. Can be pickled into worker processes."""
+    """Random access to the samples of a `ShardIndex`. Can be pickled into worker processes.
 
-    def __init__(self, index: ShardIndex) -> None:
-        self.index = index
-        self._descriptors: dict[str, int] = {}
+    Args:
+        window: how pixels of more than 8 bits become 8; see `datamodules.images`.
+    """
 
-    def read(self, split: str, number: int, annotation: str) -> Sample:
-        """Reads and decodes sample `number` of `split` with its `annotation`.
+    def __init__(self, index: ShardIndex, window: Window = "auto") -> None:
+        self.index, self.window = index, window
+        self.remote = isinstance(index.storage, RemoteFolder)
 
-        Only the image, the json and this annotation's masks are read. Nothing is unpickled.
+    def read(self, at: Address, annotation: str, min_side: int = 0) -> Sample:
+        """Reads and decodes a sample with its `annotation`.
+
+        Only the image, the annotation's member and its masks are read.
+
+        Args:
+            min_side: pixels; a larger image may be decoded at a smaller size, both sides no
+                shorter than this. 0: as stored.
 
         Raises:
-            ConfigError: the sample lacks the annotation, or a tar is damaged.
+            BadSample: anything of this sample or its shard is damaged; says where.
         """
-        spec, part = self.index.annotation(annotation), self.index.split(split)
-        key = str(part.keys[number])
-        place = f"{self.index.name}/{split}: sample {key}"
-        value = self.record(split, number)["annotations"].get(annotation)
-        if value is None:
-            raise ConfigError(f"{place} has no annotation {annotation!r}")
-        image = self.image(split, number)
-        stored = {}
-        if spec.kind == "segmentation":
-            stored = {c: mask_member(annotation, c) for c in spec.classes}
-        masks = {
-            name: decode_mask(self._member(part, number, member, place), f"{place}: {member}")
-            for name, member in stored.items()
-            if member in part.members and part.members[member][1, number] >= 0
-        }
-        height, width = image.shape[:2]
-        return Sample(key, image, to_arrays(spec, value, masks, (height, width), place))
+        stored = self.index.annotation(annotation)
+        sample = self.open(at)
+        try:
+            reason = "annotation"
+            value = stored.value(sample.member, sample.where)
+            if value is None:
+                raise ConfigError(f"{sample.where} has no annotation {annotation!r}; {CHECK}")
+            masks = stored.masks(value, sample.member, sample.where)
+            reason = "image"
+            image, size = self._decode(sample, min_side)
+            reason = "annotation"
+            arrays = to_arrays(
+                stored.spec, value, masks, size, f"{sample.where}, annotation {annotation!r}"
+            )
+        except BadSample:
+            raise
+        except ConfigError as error:
+            raise BadSample(str(error), reason) from error
+        return Sample(sample.key, image, size, arrays)
 
-    def image(self, split: str, number: int) -> np.ndarray:
-        """The stored image alone, (H, W, 3) uint8 RGB."""
-        part = self.index.split(split)
-        place = f"{self.index.name}/{split}: sample {part.keys[number]}"
-        return decode_image(self._member(part, number, IMAGE, place), place)
+    def image(self, at: Address, min_side: int = 0) -> np.ndarray:
+        """The stored image alone, (h, w, C) uint8."""
+        return self._decode(self.open(at), min_side)[0]
 
-    def record(self, split: str, number: int) -> dict[str, Any]:
-        """The sample's json: height, width, patient, annotations in class names."""
-        part = self.index.split(split)
-        return json.loads(self._member(part, number, JSON, f"{self.index.name}/{split}"))
+    def record(self, at: Address) -> dict[str, Any]:
+        """The sample's json: height, width, patient, annotations in class names; {} if none."""
+        sample = self.open(at)
+        data = sample.member(JSON)
+        return {} if data is None else parse_json(data, sample.where)
 
-    def _member(self, part: SplitIndex, number: int, member: str, place: str) -> bytes:
-        file = part.shards[part.shard[number]].file
-        offset, size = (int(value) for value in part.members[member][:, number])
-        data = os.pread(self._descriptor(file), size, offset)
-        if len(data) != size:
-            raise ConfigError(f"{place}: {self.index.folder / file} ends early; {REWRITE}")
-        return data
+    def table(self, split: str, shard: int) -> ShardTable:
+        """The table of a shard, which is opened for it.
 
-    def _descriptor(self, file: str) -> int:
-        # a fork may share these: pread moves no file position
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(self.index.folder / file, os.O_RDONLY)
-        return self._descriptors[file]
+        Raises:
+            BadSample: the tar or its table is missing or is not the one that the index states.
+        """
+        return self._shard(split, shard).table
 
-    def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+    def fetch(self, split: str, number: int) -> None:
+        """Makes a shard of a URL be in the cache."""
+        shard, storage = self.index.split(split).shards[number], self.index.storage
+        table = table_file(shard.file)
+        storage.fetch(table, size=shard.table_bytes, sha256=shard.table_sha256)
+        storage.fetch(shard.file, size=shard.bytes, sha256=shard.sha256)
+
+    def open(self, at: Address) -> StoredSample:
+        shard = self._shard(at.split, at.shard)
+        return StoredSample(shard, at.row)
+
+    def _decode(self, sample: StoredSample, min_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        data = sample.member(IMAGE)
+        where = f"{sample.where}, image"
+        if data is None:
+            raise BadSample(f"{sample.where} has no image; {CHECK}", "image")
+        size = image_size(data, where)
+        return decode_image(data, where, min_side=min_side, window=self.window), size
+
+    def _shard(self, split: str, number: int) -> OpenShard:
+        shard = self.index.split(split).shards[number]
+        name = (self.index.storage.where, shard.file, shard.sha256, shard.table_sha256)
+        found = _OPEN.get(name)
+        if found is None:
+            found = self._open_shard(split, number)
+            _OPEN.put(name, found)
+        return found
+
+    def _open_shard(self, split: str, number: int) -> OpenShard:
+        shard, storage = self.index.split(split).shards[number], self.index.storage
+        where = f"{storage.where}/{shard.file}"
+        name = table_file(shard.file)
+        try:
+            path = storage.fetch(name, size=shard.table_bytes, sha256=shard.table_sha256)
+            text = path.read_bytes()
+            if hashlib.sha256(text).hexdigest() != shard.table_sha256:
+                raise ConfigError(f"{path} is not the one that the index states; {CHECK}")
+            table = ShardTable.parse(text, shard.bytes, str(path))
+            descriptor = open_file(storage, shard.file, size=shard.bytes, sha256=shard.sha256)
+        except (ConfigError, OSError) as error:
+            raise BadSample(f"{where}: {error}", "shard") from error
+        return OpenShard(where, descriptor, table)
+
+
+class OpenShard:
+    """A tar that is open for reading, with its table."""
+
+    def __init__(self, where: str, descriptor: int, table: ShardTable) -> None:
+        self.where, self.descriptor, self.table = where, descriptor, table
 
     def __del__(self) -> None:
-        self.close()
+        os.close(self.descriptor)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_descriptors": {}}
+
+class StoredSample:
+    """One sample's members, read when they are asked for."""
+
+    def __init__(self, shard: OpenShard, row: int) -> None:
+        self.shard, self.row = shard, row
+        self.key = shard.table.keys[row]
+        self.where = f"{shard.where}: sample {self.key!r}"
+
+    def member(self, name: str) -> bytes | None:
+        """The content of a member; None where the sample lacks it.
+
+        Raises:
+            BadSample: the tar does not hold there what the table says.
+        """
+        rows = self.shard.table.members.get(name)
+        if rows is None or rows[SIZE, self.row] == ABSENT:
+            return None
+        size, offset = int(rows[SIZE, self.row]), int(rows[OFFSET, self.row])
+        try:
+            data = os.pread(self.shard.descriptor, size, offset)  # moves no file position
+        except OSError as error:
+            raise BadSample(f"{self.where}, member {name!r}: {error}", "shard") from error
+        if len(data) != size:
+            raise BadSample(
+                f"{self.where}, member {name!r}: the tar ends early, {len(data)} of {size} bytes; "
+                "copy it again",
+                "shard",
+            )
+        if member_hash(data) != rows[HASH, self.row]:
+            raise BadSample(
+                f"{self.where}, member {name!r}: the content is damaged (its xxh32 differs from "
+                f"the table's); copy the tar again, or index it anew; {CHECK}",
+                "checksum",
+            )
+        return data
+
+
+class _OpenShards:
+    """The shards that this process reads from, of all datasets; the least recently used go."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._shards: OrderedDict[tuple[str, ...], OpenShard] = OrderedDict()
+
+    def get(self, name: tuple[str, ...]) -> OpenShard | None:
+        if name in self._shards:
+            self._shards.move_to_end(name)
+        return self._shards.get(name)
+
+    def put(self, name: tuple[str, ...], shard: OpenShard) -> None:
+        self._shards[name] = shard
+        if len(self._shards) > self.most:
+            self._shards.popitem(last=False)
+
+
+# One for all readers of a process: descriptors are the process's, and a fork may share them.
+_OPEN = _OpenShards(MOST_OPEN)

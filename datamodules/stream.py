@@ -6,40 +6,60 @@ boundary of two phases, and serve all datasets with one pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Literal
 
-import cv2
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ark.cycle import Cycle
 from ark.seeds import seed_of
-from ark.types import (
-    Batch,
-    DetectionTarget,
-    Kind,
-    MulticlassTarget,
-    MultilabelTarget,
-    SegmentationTarget,
-    Target,
-    TaskSpec,
-)
-from datamodules.order import rank_positions, sample_at
-from datamodules.shards import ShardReader
-from datamodules.transforms import Augment, Transform, View
+from ark.types import Batch, ConfigError, TaskSpec
+from datamodules.collate import BatchBuilder
+from datamodules.order import Order, rank_positions, rank_share
+from datamodules.prefetch import AHEAD, Prefetcher
+from datamodules.shards import Address, BadSample, Sample, ShardReader
+from datamodules.transforms import Augment, Transform
+
+OnBad = Literal["error", "skip"]
+_MOST_DRAWS = 100  # in search of a sample to take a bad one's place
 
 
-@dataclass
 class TaskData:
-    """One task's samples in one split."""
+    """One task's samples in one split: those that carry its annotation.
 
-    spec: TaskSpec
-    reader: ShardReader
-    split: str
-    numbers: np.ndarray  # (n,) sample numbers in the split that carry this task's annotation
+    They are numbered 0..size-1 in stored order; nothing is read before a sample is asked for.
+    """
+
+    def __init__(self, spec: TaskSpec, reader: ShardReader, split: str) -> None:
+        self.spec, self.reader, self.split = spec, reader, split
+        self.lengths = reader.index.annotated(split, spec.name)  # (S,) samples of each shard
+        self.size = int(self.lengths.sum())
+
+    def read(self, shard: int, ordinal: int, min_side: int) -> Sample:
+        """The `ordinal`-th of this task's samples in `shard`; BadSample where it is damaged."""
+        rows = self.reader.table(self.split, shard).annotated.get(self.spec.name, ())
+        if len(rows) != self.lengths[shard]:
+            file = self.reader.index.split(self.split).shards[shard].file
+            raise BadSample(
+                f"{file}: its table has {len(rows)} samples with {self.spec.name!r}, the index "
+                f"{self.lengths[shard]}; index the tars anew",
+                "shard",
+            )
+        at = Address(self.split, shard, int(rows[ordinal]))
+        return self.reader.read(at, self.spec.name, min_side)
+
+    def locate(self, numbers: range) -> list[tuple[int, int]]:
+        """(shard, ordinal) of samples by number."""
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        ordinals = np.asarray(numbers) - (self._ends[shards] - self.lengths[shards])
+        return list(zip(shards.tolist(), ordinals.tolist(), strict=True))
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,17 @@ class Share:
     accumulate: int = 1
 
 
-class TrainBatches(Dataset[Batch]):
+@dataclass(frozen=True)
+class Failed:
+    """What a worker sends in place of a batch that it could not build, to be raised outside.
+
+    torch wraps an exception that leaves a worker in the worker's whole traceback.
+    """
+
+    message: str
+
+
+class TrainBatches(Dataset[Batch | Failed]):
     """Item m is micro-batch m of this rank: a pure function of the plan, the seed and m."""
 
     def __init__(
@@ -63,8 +93,13 @@ class TrainBatches(Dataset[Batch]):
         seed: int,
         image_size: int,
         augment: Augment,
+        on_bad: OnBad = "error",
     ) -> None:
         self.cycle, self.tasks, self.share, self.seed = cycle, tasks, share, seed
+        self.on_bad, self.prefetcher = on_bad, Prefetcher()
+        self.orders = {
+            key: Order(data.lengths, seed, key, share.batch_size) for key, data in tasks.items()
+        }
         self.transforms = {
             key: Transform(data.spec.kind, image_size, augment) for key, data in tasks.items()
         }
@@ -72,7 +107,20 @@ class TrainBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.cycle.total_steps * self.share.accumulate
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch | Failed:
+        self._prefetch(item)
+        key, positions = self.at(item)
+        shards, ordinals = self.orders[key].locate(positions)
+        loaded = BatchBuilder(self.transforms[key])
+        try:
+            for position, shard, ordinal in zip(positions, shards, ordinals, strict=True):
+                self._load(loaded, key, position, int(shard), int(ordinal))
+        except ConfigError as error:
+            return Failed(str(error))
+        return loaded.batch(key, list(positions))
+
+    def at(self, item: int) -> tuple[str, range]:
+        """The task of micro-batch `item` and this rank's positions in its stream."""
         step, micro = divmod(item, self.share.accumulate)
         at = self.cycle.at(step)
         positions = rank_positions(
@@ -83,111 +131,76 @@ class TrainBatches(Dataset[Batch]):
             accumulate=self.share.accumulate,
             world=self.share.world,
         )
-        data = self.tasks[at.phase.task]
-        size, key = len(data.numbers), data.spec.key
-        numbers = [data.numbers[sample_at(p, size, self.seed, key)] for p in positions]
-        seeds = [seed_of("augment", self.seed, key, p) for p in positions]
-        return load_batch(data, numbers, seeds, self.transforms[key])
+        return at.phase.task, positions
+
+    def _prefetch(self, item: int) -> None:
+        for later in (item, item + AHEAD):
+            key, positions = self.at(min(later, len(self) - 1))
+            if (data := self.tasks[key]).reader.remote:
+                shards = np.unique(self.orders[key].locate(positions)[0])
+                self.prefetcher.want(data.reader, data.split, shards.tolist())
+
+    def _load(
+        self, loaded: BatchBuilder, key: str, position: int, shard: int, ordinal: int
+    ) -> None:
+        """Adds the sample of `position`, or one drawn in its place; the seed is the position's."""
+        data, seed = self.tasks[key], seed_of("augment", self.seed, key, position)
+        for draw in range(_MOST_DRAWS):
+            try:
+                sample = data.read(shard, ordinal, self.transforms[key].size)
+                break
+            except BadSample as error:
+                if self.on_bad == "error":
+                    raise
+                if draw == 0:  # a bad substitute is not counted: its own position will be
+                    loaded.skip(position, error)
+            substitute = seed_of("substitute", self.seed, key, position, draw) % data.size
+            (shard,), (ordinal,) = self.orders[key].locate(range(substitute, substitute + 1))
+        else:
+            raise ConfigError(
+                f"task {key}: {_MOST_DRAWS} samples in a row could not be used; the last: "
+                f"{loaded.skipped[-1].message}"
+            )
+        loaded.add(sample, seed)
 
 
-class EvalBatches(Dataset[Batch]):
+class EvalBatches(Dataset[Batch | Failed]):
     """Every sample of every task of one split exactly once, over all ranks, without padding."""
 
     def __init__(
-        self, tasks: Sequence[TaskData], batch_size: int, image_size: int, rank: int, world: int
+        self,
+        tasks: Sequence[TaskData],
+        batch_size: int,
+        image_size: int,
+        rank: int = 0,
+        world: int = 1,
+        on_bad: OnBad = "error",
     ) -> None:
-        self.plan: list[tuple[TaskData, np.ndarray]] = []
+        self.on_bad, self.prefetcher = on_bad, Prefetcher()
+        self.plan: list[tuple[TaskData, range]] = []
         self.transforms = {t.spec.key: Transform(t.spec.kind, image_size, None) for t in tasks}
         for data in tasks:
-            mine = data.numbers[rank::world]
+            mine = rank_share(data.size, rank, world)
             starts = range(0, len(mine), batch_size)
             self.plan += [(data, mine[start : start + batch_size]) for start in starts]
+        # Lightning skips the whole evaluation on a rank without a batch, and the others wait for it
+        self.plan = self.plan or [(tasks[0], range(0))]
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch | Failed:
         data, numbers = self.plan[item]
-        return load_batch(data, numbers, [0] * len(numbers), self.transforms[data.spec.key])
-
-
-def load_batch(
-    data: TaskData, numbers: Sequence[int] | np.ndarray, seeds: Sequence[int], transform: Transform
-) -> Batch:
-    """Reads, decodes, augments and stacks."""
-    keys, views = [], []
-    for number, seed in zip(numbers, seeds, strict=True):
-        sample = data.reader.read(data.split, int(number), data.spec.name)
-        keys.append(sample.key)
-        views.append(transform(sample.image, sample.annotation, seed))
-    return Batch(
-        task=data.spec.key,
-        keys=keys,
-        images=torch.stack([view.student for view in views]),
-        teacher_images=(
-            torch.stack([view.teacher for view in views if view.teacher is not None])
-            if transform.training
-            else None
-        ),
-        target=COLLATE[data.spec.kind](views),
-    )
-
-
-def _multilabel(views: list[View]) -> Target:
-    labels = torch.from_numpy(np.stack([view.annotation for view in views]))
-    return MultilabelTarget(labels=labels.nan_to_num(0.0), known=~labels.isnan())
-
-
-def _multiclass(views: list[View]) -> Target:
-    return MulticlassTarget(labels=torch.tensor([int(view.annotation) for view in views]))
-
-
-def _detection(views: list[View]) -> Target:
-    return DetectionTarget(
-        boxes=[torch.from_numpy(view.annotation[0]) for view in views],
-        labels=[torch.from_numpy(view.annotation[1]) for view in views],
-    )
-
-
-def _segmentation(views: list[View]) -> Target:
-    return SegmentationTarget(
-        masks=torch.from_numpy(np.stack([view.annotation[0] for view in views])),
-        known=torch.from_numpy(np.stack([view.annotation[1] for view in views])),
-    )
-
-
-COLLATE: dict[Kind, Callable[[list[View]], Target]] = {
-    "multilabel": _multilabel,
-    "multiclass": _multiclass,
-    "detection": _detection,
-    "segmentation": _segmentation,
-}
-
-
-class FromStep(Sampler[int]):
-    """Batch numbers from wherever training stands: resuming needs no more than this."""
-
-    def __init__(self, start: Callable[[], int], total: int) -> None:
-        self.start, self.total = start, total
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start(), self.total))
-
-    def __len__(self) -> int:
-        return self.total
-
-
-class StepLoader(DataLoader[Batch]):
-    """A DataLoader that tells Lightning it can resume in the middle; the state is the step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: `FromStep` asks the trainer where it stands."""
-
-
-def quiet_worker(_: int) -> None:
-    """One thread a worker: OpenCV's and torch's pools would fight the trainer's."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+        for later, some in (self.plan[item], self.plan[min(item + AHEAD, len(self) - 1)]):
+            if later.reader.remote:
+                shards = {shard for shard, _ in later.locate(some)}
+                self.prefetcher.want(later.reader, later.split, shards)
+        loaded = BatchBuilder(self.transforms[data.spec.key])
+        for number, (shard, ordinal) in zip(numbers, data.locate(numbers), strict=True):
+            try:
+                loaded.add(data.read(shard, ordinal, loaded.transform.size), 0)
+            except BadSample as error:
+                if self.on_bad == "error":
+                    return Failed(str(error))
+                loaded.skip(number, error)
+        return loaded.batch(data.spec.key, list(numbers))

@@ -16,11 +16,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from ark.seeds import seed_of
 from ark.types import Kind
+from datamodules.annotations import Boxes, Masks
 
 
 @dataclass(frozen=True)
@@ -47,57 +46,86 @@ class Augment:
 
 @dataclass
 class View:
-    """One sample as the network sees it."""
+    """One sample as the network sees it; C = 1 for a gray image, 3 for RGB."""
 
-    student: Tensor  # (3, S, S) uint8
-    teacher: Tensor | None  # (3, S, S) uint8: the same geometry without the change of brightness
-    annotation: Any  # as in Sample.annotation, moved along with the image
+    student: np.ndarray  # (S, S, C) uint8
+    teacher: np.ndarray | None  # (S, S, C) uint8: same geometry without the change of brightness
+    annotation: Any  # as in Sample.annotation, in pixels of the views
 
 
 class Transform:
     """Resizes and, in training, augments; the student's and the teacher's view share geometry."""
 
     def __init__(self, kind: Kind, size: int, augment: Augment | None) -> None:
-        self.kind = kind
+        self.kind, self.size = kind, size
         self.training = augment is not None
         boxes = A.BboxParams("pascal_voc", label_fields=["labels"], min_visibility=0.1)
-        # plain INTER_NEAREST would shift the masks by half a pixel against the image
-        resize = A.Resize(size, size, cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST_EXACT)
-        steps: list[Any] = [resize]
-        self._photometric = None
-        if augment is not None:
-            steps += _geometric(augment)
-            self._photometric = A.Compose(_photometric(augment))
-        self._geometric = A.Compose(steps, bbox_params=boxes if kind == "detection" else None)
+        self._geometric = self._photometric = None
+        if augment is not None and (steps := _geometric(augment)):
+            self._geometric = A.Compose(steps, bbox_params=boxes if kind == "detection" else None)
+        if augment is not None and (steps := _photometric(augment)):
+            self._photometric = A.Compose(steps)
 
-    def __call__(self, image: np.ndarray, annotation: Any, seed: int) -> View:
+    def __call__(
+        self, image: np.ndarray, annotation: Any, seed: int, stored: tuple[int, int]
+    ) -> View:
         """
         Args:
-            image: (h, w, 3) uint8 of any size.
-            annotation: as the shard reader gives it, in the frame of `image`.
+            image: (h, w, C) uint8 of any size.
+            annotation: as the shard reader gives it, in pixels of the stored image.
             seed: decides everything random; the same seed gives the same view.
+            stored: (H, W) of the stored image, of which `image` may be a smaller decoding.
         """
-        self._geometric.set_random_seed(seed % 2**32)
+        plain = _resize(image, self.size)
+        annotation = self._resize_annotation(annotation, stored)
+        if self._geometric is not None:
+            self._geometric.set_random_seed(seed % 2**32)
+            plain, annotation = self._move(plain, annotation)
+        student = plain
+        if self._photometric is not None:
+            self._photometric.set_random_seed(seed_of("photometric", seed) % 2**32)
+            student = self._photometric(image=plain)["image"]
+        return View(student, plain if self.training else None, annotation)
+
+    def _resize_annotation(self, annotation: Any, stored: tuple[int, int]) -> Any:
+        """From pixels of the stored image to pixels of the view."""
+        if self.kind == "detection":
+            height, width = stored
+            scale = np.array([self.size / width, self.size / height] * 2, np.float32)
+            return Boxes(annotation.boxes * scale, annotation.labels)
+        if self.kind == "segmentation":
+            resized = [_resize_mask(mask, self.size) for mask in annotation.masks]
+            return Masks(np.stack(resized), annotation.known)
+        return annotation
+
+    def _move(self, image: np.ndarray, annotation: Any) -> tuple[np.ndarray, Any]:
+        """Carries image and annotation through the drawn geometry."""
+        assert self._geometric is not None
         if self.kind == "detection":
             boxes, labels = annotation
             moved = self._geometric(image=image, bboxes=boxes, labels=labels)
-            annotation = (
+            return moved["image"], Boxes(
                 np.asarray(moved["bboxes"], np.float32).reshape(-1, 4),
                 np.asarray(moved["labels"], np.int64),
             )
-        elif self.kind == "segmentation":
-            masks, known = annotation
-            moved = self._geometric(image=image, masks=list(masks))
-            annotation = (np.stack(moved["masks"]), known)
-        else:
-            moved = self._geometric(image=image)
-        plain = moved["image"]
-        if self._photometric is None:
-            return View(_to_tensor(plain), None, annotation)
-        self._photometric.set_random_seed(seed_of("photometric", seed) % 2**32)
-        return View(
-            _to_tensor(self._photometric(image=plain)["image"]), _to_tensor(plain), annotation
-        )
+        if self.kind == "segmentation":
+            moved = self._geometric(image=image, masks=annotation.masks)
+            return moved["image"], Masks(np.asarray(moved["masks"]), annotation.known)
+        return self._geometric(image=image)["image"], annotation
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    if image.shape[:2] == (size, size):
+        return image
+    # below a factor of two bilinear skips no pixel either, in a fifth of the time
+    shrink = max(image.shape[:2]) / size
+    method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=method).reshape(size, size, -1)
+
+
+def _resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    # plain INTER_NEAREST would shift the masks by half a pixel against the image
+    return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _geometric(augment: Augment) -> list[Any]:
@@ -125,7 +153,3 @@ def _photometric(augment: Augment) -> list[Any]:
     if augment.gamma:
         steps.append(A.RandomGamma((100 - augment.gamma, 100 + augment.gamma), p=0.5))
     return steps
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,11 @@ from webdataset import TarWriter
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, check_name
 from datamodules.images import image_format
-from datamodules.index import FORMAT, INDEX_FILE, JSON, ShardIndex, mask_member, sha256
-from datamodules.sample_table import SampleTable
+from datamodules.index import INFO_FILE, ShardIndex
+from datamodules.indexing import Indexer, index_shards
 from datamodules.sources.base import Source, SourceSample
+from datamodules.storage import LocalFolder
+from datamodules.stored import JSON, Stored, mask_member
 
 SHARD_BYTES = 2**28
 _KEY = re.compile(r"\w[\w-]*")
@@ -36,7 +37,7 @@ def write_shards(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ShardIndex:
-    """Writes all splits of `source` to `folder` as tars and an index.json.
+    """Writes all splits of `source` to `folder` as tars and their index.
 
     `folder` appears when everything is written; a killed write leaves only a hidden sibling.
 
@@ -57,17 +58,10 @@ def write_shards(
         writer = _DatasetWriter(temporary, specs, max_shard_bytes)
         total = sum(source.splits().values())
         with tqdm(total=total, desc=name, unit="img", disable=None if progress else True) as bar:
-            splits = {s: writer.split(s, _counted(source.samples(s), bar)) for s in source.splits()}
-        _check_present(name, splits)
-        index = {
-            "format": FORMAT,
-            "name": name,
-            "annotations": {a: {"kind": s.kind, "classes": s.classes} for a, s in specs.items()},
-            "source": config,
-            "splits": splits,
-        }
-        text = json.dumps(index, separators=(",", ":"), ensure_ascii=False)
-        (temporary / INDEX_FILE).write_text(text, encoding="utf-8")
+            for split in source.splits():
+                writer.split(split, _counted(source.samples(split), bar))
+        indexer = writer.finish(name, config)
+        _check_present(name, indexer.index(LocalFolder(temporary)))
     return ShardIndex.load(folder)
 
 
@@ -76,32 +70,38 @@ class _DatasetWriter:
 
     def __init__(self, folder: Path, specs: dict[str, AnnotationSpec], max_bytes: int) -> None:
         self.folder, self.specs, self.max_bytes = folder, specs, max_bytes
+        self.files: dict[str, list[str]] = {}
         self._split_of_key: dict[str, str] = {}
         self._split_of_patient: dict[str, str] = {}
 
-    def split(self, split: str, samples: Iterator[SourceSample]) -> dict[str, Any]:
-        """Writes the tars of one split; returns its part of the index."""
-        table = SampleTable(self.specs)
-        shards: list[dict[str, Any]] = []
+    def split(self, split: str, samples: Iterator[SourceSample]) -> None:
+        """Writes the tars of one split."""
+        self.files[split], size = [], 0
         pending: list[SourceSample] = []
-        size = 0
         for sample in samples:
             self._check(sample, split)
             pending.append(sample)
             size += _sample_bytes(sample)
             if size >= self.max_bytes:
-                shards.append(self._shard(split, len(shards), pending, table))
+                self._shard(split, pending)
                 pending, size = [], 0
         if pending:
-            shards.append(self._shard(split, len(shards), pending, table))
-        if not shards:
+            self._shard(split, pending)
+        elif not self.files[split]:
             raise ConfigError(f"split {split!r} is empty; give it samples or leave it out")
-        return {"shards": shards, "samples": table.columns(), "counts": table.counts}
 
-    def _shard(
-        self, split: str, number: int, samples: list[SourceSample], table: SampleTable
-    ) -> dict[str, Any]:
-        path = self.folder / f"{split}-{number:06d}.tar"
+    def finish(self, name: str, config: dict[str, Any] | None) -> Indexer:
+        """Indexes the tars; ConfigError where a sample in them is not as it must be."""
+        stored = {annotation: Stored.ours(annotation, s) for annotation, s in self.specs.items()}
+        indexer = index_shards(self.folder, name, stored, self.files, config)
+        if indexer.faults:
+            _, key, field, problem = indexer.faults[0]
+            raise ConfigError(f"sample {key!r}, {field!r}: {problem}")
+        return indexer
+
+    def _shard(self, split: str, samples: list[SourceSample]) -> None:
+        path = self.folder / f"{split}-{len(self.files[split]):06d}.tar"
+        self.files[split].append(path.name)
         with (
             path.open("wb") as stream,
             # PAX keeps names of any length; a fixed mtime makes the bytes a function of the samples
@@ -109,12 +109,6 @@ class _DatasetWriter:
         ):
             for sample in samples:
                 tar.write({"__key__": sample.key, **_members(sample)})
-        with tarfile.open(path, "r:") as archive:
-            offsets = {m.name: (m.offset_data, m.size) for m in archive}
-        for sample in samples:
-            table.add(sample, number, offsets)
-        size, digest = path.stat().st_size, sha256(path)
-        return {"file": path.name, "samples": len(samples), "bytes": size, "sha256": digest}
 
     def _check(self, sample: SourceSample, split: str) -> None:
         if not _KEY.fullmatch(sample.key):
@@ -166,7 +160,7 @@ def _counted(samples: Iterator[SourceSample], bar: tqdm) -> Iterator[SourceSampl
 def _check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / INDEX_FILE).is_file():
+    if not (folder / INFO_FILE).is_file():
         raise ConfigError(
             f"{str(folder)!r} holds files that are no shards and would be lost; set `shards` to a "
             "folder of its own"
@@ -175,10 +169,10 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise ConfigError(f"{str(folder)!r} exists; add `--overwrite true` to write it again")
 
 
-def _check_present(name: str, splits: dict[str, Any]) -> None:
+def _check_present(name: str, index: ShardIndex) -> None:
     """A mistyped path or column leaves an annotation empty everywhere; that is never meant."""
-    for annotation in next(iter(splits.values()))["counts"]:
-        classes = [c for split in splits.values() for c in split["counts"][annotation].values()]
+    for annotation in index.stored:
+        classes = [c for split in index.splits.values() for c in split.counts[annotation].values()]
         if not any(count["present"] for count in classes):
             raise ConfigError(
                 f"dataset {name!r}: no sample of any split shows a class of annotation "

@@ -17,7 +17,7 @@ class SourceSample:
     """One image and everything known about it, ready to be stored."""
 
     key: str  # unique in the dataset; letters, digits, "_" and "-"
-    image: bytes  # JPEG or PNG, stored as it is
+    image: bytes  # JPEG, PNG, WebP, TIFF or DICOM, stored as it is
     size: tuple[int, int]  # (H, W) in pixels
     annotations: Mapping[str, Any]  # in names: see datamodules.annotations; absent = not annotated
     masks: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)

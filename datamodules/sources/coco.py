@@ -1,4 +1,4 @@
-"""Boxes of a COCO json, checked against the classes of the YAML and the sizes of the images."""
+"""Boxes and masks of a COCO json, checked against the YAML's classes and the images' sizes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
+from datamodules.masks import decode_polygons, decode_rle
 
+_PARTS = {
+    "images": {"id", "file_name"},
+    "annotations": {"id", "image_id", "category_id"},
+    "categories": {"id", "name"},
+}
 _ROUNDING = 1.0  # pixels by which annotation tools may overshoot the border; cut off
 
 
 class CocoFile:
-    """The boxes of one json, by file name.
+    """The annotations of one json, by file name.
 
     Raises:
-        ConfigError: not COCO, categories that differ from the classes, or a box of no image.
+        ConfigError: not COCO, categories that differ from the classes, or an annotation of no
+            image.
     """
 
     def __init__(self, path: Path, spec: AnnotationSpec) -> None:
@@ -50,6 +59,28 @@ class CocoFile:
         Args:
             size: (H, W) of the image as stored; a box must lie inside.
         """
+        found = self._of(name, size)
+        return None if found is None else [self._box(a, name, size) for a in found]
+
+    def masks(self, name: str, size: tuple[int, int]) -> dict[str, np.ndarray] | None:
+        """Class -> (H, W) uint8, 0 or 1: the union of its regions; None if image `name` is not
+        listed.
+
+        Args:
+            size: (H, W) of the image as stored; RLEs must have it, polygons must lie inside.
+        """
+        found = self._of(name, size)
+        if found is None:
+            return None
+        masks: dict[str, np.ndarray] = {}
+        for annotation in found:
+            mask = self._mask(annotation, name, size)
+            of_class = self._class(annotation, self._place(annotation, name))
+            masks[of_class] = masks[of_class] | mask if of_class in masks else mask
+        return masks
+
+    def _of(self, name: str, size: tuple[int, int]) -> list[dict[str, Any]] | None:
+        """The annotations of image `name`; None if it is not listed."""
         if name not in self._images:
             return None
         image = self._images[name]
@@ -59,16 +90,35 @@ class CocoFile:
                 f"{self.path}: {name} is stated as {stated[1]}x{stated[0]}, the file is "
                 f"{size[1]}x{size[0]} (width x height); scale the boxes to the stored image"
             )
-        return [self._box(a, name, size) for a in self._annotations[image["id"]]]
+        return self._annotations[image["id"]]
 
-    def _box(self, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> dict[str, Any]:
-        place = f"{self.path}: annotation {annotation['id']} of {name}"
-        if annotation.get("iscrowd"):
-            raise ConfigError(f"{place}: iscrowd boxes are not supported; remove or split it")
+    def _place(self, annotation: dict[str, Any], name: str) -> str:
+        return f"{self.path}: annotation {annotation['id']} of {name}"
+
+    def _class(self, annotation: dict[str, Any], place: str) -> str:
         if annotation["category_id"] not in self._categories:
             raise ConfigError(f"{place}: category_id {annotation['category_id']} does not exist")
-        box = inside(annotation["bbox"], size, place)
-        return {"class": self._categories[annotation["category_id"]], "bbox": box}
+        return self._categories[annotation["category_id"]]
+
+    def _mask(self, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> np.ndarray:
+        place = self._place(annotation, name)
+        region = annotation.get("segmentation")
+        if not isinstance(region, dict):
+            return decode_polygons(region, size, place)
+        mask = decode_rle(region, place)
+        if mask.shape != size:
+            raise ConfigError(
+                f"{place}: the RLE's size is {list(mask.shape)}, its image {list(size)} (H, W); "
+                "they must be equal"
+            )
+        return mask
+
+    def _box(self, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> dict[str, Any]:
+        place = self._place(annotation, name)
+        if annotation.get("iscrowd"):
+            raise ConfigError(f"{place}: iscrowd boxes are not supported; remove or split it")
+        of_class = self._class(annotation, place)
+        return {"class": of_class, "bbox": inside(annotation.get("bbox"), size, place)}
 
     def _check_categories(self, spec: AnnotationSpec) -> None:
         names = set(self._categories.values())
@@ -83,13 +133,14 @@ class CocoFile:
             )
 
 
-def inside(box: list[float], size: tuple[int, int], place: str) -> list[float]:
+def inside(box: Any, size: tuple[int, int], place: str) -> list[float]:
     """`box` [x, y, w, h] cut to an image of `size` (H, W); up to one pixel may be cut.
 
     Raises:
         ConfigError: degenerate, not four finite numbers, or outside by more than a pixel.
     """
-    if len(box) != 4 or not all(math.isfinite(number) for number in box):
+    numbers = isinstance(box, list) and all(isinstance(number, int | float) for number in box)
+    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)):
         raise ConfigError(f"{place}: bbox is {box}; expected four numbers [x, y, w, h]")
     x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
     height, width = size
@@ -110,8 +161,16 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such COCO json; correct `coco` in the source") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a json file ({error})") from error
-    if missing := [k for k in ("images", "annotations", "categories") if k not in content]:
-        raise ConfigError(f"{path}: no {missing[0]!r}; expected a COCO detection json")
+    for part, keys in _PARTS.items():
+        if not isinstance(content, dict) or part not in content:
+            raise ConfigError(f"{path}: no {part!r}; expected a COCO json")
+        entries = content[part]
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) and keys <= set(entry) for entry in entries
+        ):
+            raise ConfigError(
+                f"{path}: {part} must be a list of objects with {sorted(keys)}; export it again"
+            )
     return content

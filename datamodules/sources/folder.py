@@ -1,4 +1,4 @@
-"""FolderSource: a folder of images with a CSV, COCO jsons and folders of masks."""
+"""FolderSource: a folder of images with a CSV, COCO jsons and masks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.images import decode_image
+from datamodules.images import Window, check_window, decode_image, image_size
 from datamodules.sources.base import SPLITS, Source, SourceSample
-from datamodules.sources.readers import READERS, ImageFile, Reader, fill
+from datamodules.sources.reader import ImageFile, Reader, fill
+from datamodules.sources.readers import READERS
 from datamodules.sources.table import Table
 
 
 class FolderSource(Source):
-    """Images in a folder, annotated by any mix of a CSV, COCO jsons and mask folders.
+    """Images in a folder, annotated by any mix of a CSV, COCO jsons, mask folders and label maps.
 
     Args:
         root: the dataset's folder; all other paths are relative to it.
@@ -27,6 +28,8 @@ class FolderSource(Source):
         table: a CSV with one row an image.
         key: the table's column with the image's file name.
         patient: the table's column with the patient; no patient may be in two splits.
+        window: how pixels of more than 8 bits will become 8 bits (`datamodules.images`); here it
+            only serves to prove that each image can be decoded.
 
     Raises:
         ConfigError: anything missing or contradictory, before an image is read.
@@ -43,7 +46,9 @@ class FolderSource(Source):
         table: str | None = None,
         key: str = "image",
         patient: str | None = None,
+        window: Window = "auto",
     ) -> None:
+        self.window = check_window(window, "source")
         self.root = Path(root)
         if not self.root.is_dir():
             raise ConfigError(f"source root {root!r} is no folder; correct `root` or set ARK_DATA")
@@ -84,8 +89,8 @@ class FolderSource(Source):
             raise ConfigError(
                 f"{path}: the image cannot be read ({error.strerror}); the {split} split lists it"
             ) from error
-        height, width = decode_image(data, str(path)).shape[:2]
-        image = ImageFile(name, split, (height, width))
+        decode_image(data, str(path), window=self.window)
+        image = ImageFile(name, split, image_size(data, str(path)))
         found = {annotation: reader.read(image) for annotation, reader in self._readers.items()}
         return SourceSample(
             key=re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))),

@@ -14,8 +14,10 @@ from commands import DATASETS, TASKS, write_recipe
 from ark.cycle import CycleConfig, Phase
 from ark.types import Batch, ConfigError
 from datamodules.config import DatasetConfig, load_datasets
+from datamodules.loader import FromStep
 from datamodules.mixture import Mixture
-from datamodules.stream import EvalBatches, FromStep, Share, TrainBatches
+from datamodules.shards import Address
+from datamodules.stream import EvalBatches, Share, TrainBatches
 from datamodules.transforms import Augment
 
 
@@ -103,7 +105,7 @@ def test_unknown_labels_come_through(datasets, tmp_path: Path) -> None:
     mixture = make([many])
     data = mixture.data(TASKS[0], "train")
     batch = EvalBatches([data], 40, 32, 0, 1)[0]
-    stored = [data.reader.read("train", n, "findings").annotation for n in range(40)]
+    stored = [data.reader.read(Address("train", 0, n), "findings").annotation for n in range(40)]
     unknown = torch.from_numpy(np.isnan(np.stack(stored)))
     assert unknown.any(), "no unknown label among the phantoms: the test proves nothing"
     assert torch.equal(batch.target.known, ~unknown)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,9 +17,11 @@ from PIL import Image
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
 from datamodules.images import encode_png
-from datamodules.index import ShardIndex, mask_member
-from datamodules.shards import ShardReader
+from datamodules.index import INFO_FILE, ShardIndex
+from datamodules.shards import Address, BadSample, ShardReader
 from datamodules.sources import FolderSource, Source, SourceSample
+from datamodules.stored import mask_member
+from datamodules.validating import validate_index
 from datamodules.writing import write_shards
 
 GRAY = encode_png(np.arange(30, dtype=np.uint8).reshape(5, 6))
@@ -50,20 +52,38 @@ def view_source(*keys, **splits):
     return ListSource(specs, train=[view_sample(key) for key in keys], **splits)
 
 
+def folder_of(index):
+    return Path(index.storage.where)
+
+
 @pytest.fixture
 def index(folder, tmp_path):
     return write_shards(FolderSource(**folder.args), "tiny", tmp_path / "shards")
 
 
-def numbers(index, split="train"):
-    return {str(key): n for n, key in enumerate(index.splits[split].keys)}
+def addresses(index, split="train"):
+    """Key -> address of every sample of a split."""
+    reader = ShardReader(index)
+    return {
+        key: Address(split, shard, row)
+        for shard in range(len(index.splits[split].shards))
+        for row, key in enumerate(reader.table(split, shard).keys)
+    }
+
+
+def carriers(index, annotation, split="train"):
+    """Keys of the samples that carry an annotation."""
+    reader = ShardReader(index)
+    tables = [reader.table(split, n) for n in range(len(index.splits[split].shards))]
+    return [table.keys[row] for table in tables for row in table.annotated[annotation]]
 
 
 def test_index(index):
     assert index.num_samples("train") == 4
-    assert index.classes("organs") == ("left lung", "heart")
-    assert index.annotated("train", "findings").tolist() == [0, 1, 3]
-    assert index.annotated("train", "organs").tolist() == [0, 1]
+    assert index.annotations["organs"].classes == ("left lung", "heart")
+    assert index.annotated("train", "findings").tolist() == [3]
+    assert carriers(index, "findings") == ["a", "b", "d"]
+    assert carriers(index, "organs") == ["a", "b"]
     counts = index.splits["train"].counts
     assert counts["findings"] == {
         "Effusion": {"known": 3, "present": 1},
@@ -74,47 +94,52 @@ def test_index(index):
 
 
 def test_reader_gives_what_the_files_hold(index, folder):
-    reader, number = ShardReader(index), numbers(index)
-    sample = reader.read("train", number["a"], "findings")
-    pixels = np.array(Image.open(folder.path("images/a.jpg")).convert("RGB"))
-    np.testing.assert_array_equal(sample.image, pixels)
+    reader, at = ShardReader(index), addresses(index)
+    sample = reader.read(at["a"], "findings")
+    gray = np.array(Image.open(folder.path("images/a.jpg")))
+    np.testing.assert_array_equal(sample.image, gray[..., None])
+    assert sample.size == gray.shape
+    colour = np.array(Image.open(folder.path("images/b.jpg")))
+    np.testing.assert_array_equal(reader.image(at["b"]), colour)
     np.testing.assert_array_equal(sample.annotation, np.float32([1, 0]))
-    unknown = reader.read("train", number["b"], "findings").annotation
+    unknown = reader.read(at["b"], "findings").annotation
     np.testing.assert_array_equal(unknown, np.float32([0, np.nan]))
-    assert reader.read("train", number["b"], "view").annotation == 1
-    boxes, labels = reader.read("train", number["a"], "boxes").annotation
+    assert reader.read(at["b"], "view").annotation == 1
+    boxes, labels = reader.read(at["a"], "boxes").annotation
     assert boxes.tolist() == [[2.5, 3, 12.5, 11]]
     assert (boxes.dtype, labels.dtype, labels.tolist()) == (np.float32, np.int64, [0])
-    assert reader.read("train", number["b"], "boxes").annotation.boxes.shape == (0, 4)
+    assert reader.read(at["b"], "boxes").annotation.boxes.shape == (0, 4)
 
 
 def test_reader_gives_masks_and_what_is_known(index, folder):
-    reader, number = ShardReader(index), numbers(index)
-    masks, known = reader.read("train", number["b"], "organs").annotation
+    reader, at = ShardReader(index), addresses(index)
+    masks, known = reader.read(at["b"], "organs").annotation
     assert known.tolist() == [False, True]
     truth = cv2.imread(str(folder.path("masks/heart/b.png")), cv2.IMREAD_GRAYSCALE) // 255
     np.testing.assert_array_equal(masks, [np.zeros_like(truth), truth])
-    masks, known = reader.read("train", number["d"], "heart_read").annotation
+    masks, known = reader.read(at["d"], "heart_read").annotation
     assert known.tolist() == [True]
     assert masks.shape == (1, 40, 48)
     assert not masks.any()
 
 
 def test_an_annotation_that_a_sample_lacks_is_an_error(index):
-    with pytest.raises(ConfigError, match="sample c_1 has no annotation 'view'"):
-        ShardReader(index).read("train", numbers(index)["c_1"], "view")
+    with pytest.raises(
+        BadSample, match=r"train-000000\.tar: sample 'c_1' has no annotation 'view'"
+    ):
+        ShardReader(index).read(addresses(index)["c_1"], "view")
 
 
-def test_reader_pickles_and_keeps_no_open_file(index):
-    reader = ShardReader(index)
-    before = reader.read("val", 0, "organs")
+def test_reader_pickles_and_takes_no_open_file_along(index):
+    reader, at = ShardReader(index), Address("val", 0, 0)
+    before = reader.read(at, "organs")
+    assert len(pickle.dumps(reader)) < 10_000
     twin = pickle.loads(pickle.dumps(reader))
-    assert twin._descriptors == {}
-    np.testing.assert_array_equal(twin.read("val", 0, "organs").image, before.image)
+    np.testing.assert_array_equal(twin.read(at, "organs").image, before.image)
 
 
 def test_webdataset_reads_the_tars(index, folder):
-    pattern = str(index.folder / "train-000000.tar")
+    pattern = str(folder_of(index) / "train-000000.tar")
     samples = {s["__key__"]: s for s in webdataset.WebDataset(pattern, shardshuffle=False)}
     assert set(samples) == {"a", "b", "c_1", "d"}
     assert samples["a"]["jpg"] == folder.path("images/a.jpg").read_bytes()
@@ -159,15 +184,16 @@ def test_round_trip_over_any_number_of_tars(tmp_path_factory, values, shard_byte
     folder = tmp_path_factory.mktemp("shards") / "x"
     source = ListSource({"l": spec}, train=samples)
     index = write_shards(source, "x", folder, max_shard_bytes=shard_bytes)
-    index.verify()
-    assert sum(shard.samples for shard in index.splits["train"].shards) == len(values)
-    assert index.annotated("train", "l").tolist() == [n for n, v in enumerate(values) if v]
-    reader = ShardReader(index)
-    for n in index.annotated("train", "l"):
-        sample = reader.read("train", n, "l")
-        expected = np.float32([values[n].get(name, np.nan) for name in spec.classes])
+    assert validate_index(index).faults == []
+    assert index.num_samples("train") == len(values)
+    assert carriers(index, "l") == [f"k{n}" for n, v in enumerate(values) if v]
+    reader, at = ShardReader(index), addresses(index)
+    for key in carriers(index, "l"):
+        sample = reader.read(at[key], "l")
+        value = values[int(key[1:])]
+        expected = np.float32([value.get(name, np.nan) for name in spec.classes])
         np.testing.assert_array_equal(sample.annotation, expected)
-        assert sample.key == f"k{n}"
+        assert sample.key == key
 
 
 def test_class_names_of_masks_may_hold_any_character(tmp_path):
@@ -175,7 +201,7 @@ def test_class_names_of_masks_may_hold_any_character(tmp_path):
     spec = AnnotationSpec("segmentation", ("a/b.c d", "é"))
     sample = SourceSample("k", GRAY, (5, 6), {"m": {"known": ["é"]}}, {"m": {"é": mask}})
     index = write_shards(ListSource({"m": spec}, train=[sample]), "x", tmp_path / "x")
-    masks, known = ShardReader(index).read("train", 0, "m").annotation
+    masks, known = ShardReader(index).read(Address("train", 0, 0), "m").annotation
     assert known.tolist() == [False, True]
     assert masks[1].sum() == 5
 
@@ -220,9 +246,9 @@ def test_overwriting_must_be_asked_for_and_never_takes_other_files(tmp_path):
     with pytest.raises(ConfigError, match="add `--overwrite true`"):
         write_shards(view_source("b"), "x", tmp_path / "x")
     index = write_shards(view_source("b"), "x", tmp_path / "x", overwrite=True)
-    assert index.splits["train"].keys.tolist() == ["b"]
+    assert list(addresses(index)) == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
-    (tmp_path / "x" / "index.json").unlink()
+    (tmp_path / "x" / INFO_FILE).unlink()
     with pytest.raises(ConfigError, match="no shards and would be lost"):
         write_shards(view_source("b"), "x", tmp_path / "x", overwrite=True)
 
@@ -231,35 +257,36 @@ def test_a_failed_overwrite_keeps_the_old_shards(tmp_path):
     write_shards(view_source("a"), "x", tmp_path / "x")
     with pytest.raises(ConfigError):
         write_shards(view_source("b", "b"), "x", tmp_path / "x", overwrite=True)
-    assert ShardIndex.load(tmp_path / "x").splits["train"].keys.tolist() == ["a"]
+    assert list(addresses(ShardIndex.load(tmp_path / "x"))) == ["a"]
 
 
 def test_loading_names_what_is_wrong(index):
     with pytest.raises(ConfigError, match=r"no shards in '/no/where'.*ark shards write CONFIG"):
         ShardIndex.load("/no/where")
     with pytest.raises(ConfigError, match=r"no annotation 'x'; it has \['findings'"):
-        index.classes("x")
+        index.annotated("train", "x")
     with pytest.raises(ConfigError, match="no split 'dev'"):
         index.num_samples("dev")
-    path = index.folder / "index.json"
-    path.write_text(path.read_text().replace('"format":1', '"format":9', 1))
-    with pytest.raises(ConfigError, match="format is 9, expected 1"):
-        ShardIndex.load(index.folder)
+    path = folder_of(index) / INFO_FILE
+    path.write_text(path.read_text().replace('"format":2', '"format":9', 1))
+    with pytest.raises(ConfigError, match="format is 9, expected 2"):
+        ShardIndex.load(folder_of(index))
 
 
 def test_damaged_tars_are_noticed(index):
-    tar = index.folder / "val-000000.tar"
+    tar, at = folder_of(index) / "val-000000.tar", Address("val", 0, 0)
     data = bytearray(tar.read_bytes())
-    data[600] ^= 1
-    os.chmod(tar, 0o644)
+    offset = ShardReader(index).table("val", 0).members["image"][0, 0]
+    data[offset + 30] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"val-000000\.tar: its sha256 changed"):
-        ShardIndex.load(index.folder).verify()
+    with pytest.raises(BadSample, match=r"val-000000\.tar: sample 'e', member 'image'.*damaged"):
+        ShardReader(index).read(at, "organs")
+    faults = validate_index(ShardIndex.load(folder_of(index))).faults
+    assert [fault.shard for fault in faults] == ["val-000000.tar"] * len(faults)
+    assert "sha256" in faults[-1].problem or "sha256" in faults[0].problem
     tar.write_bytes(data[:1000])
-    with pytest.raises(ConfigError, match=r"val-000000\.tar: 1000 bytes, the index says"):
-        ShardIndex.load(index.folder)
-    with pytest.raises(ConfigError, match="ends early"):
-        ShardReader(index).read("val", 0, "organs")
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: 1000 bytes, expected"):
+        ShardIndex.load(folder_of(index)).check_files()
     tar.unlink()
-    with pytest.raises(ConfigError, match=r"val-000000\.tar: missing"):
-        ShardIndex.load(index.folder)
+    with pytest.raises(ConfigError, match=r"val-000000\.tar: no such file"):
+        ShardIndex.load(folder_of(index)).check_files()

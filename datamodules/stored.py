@@ -1,0 +1,246 @@
+"""How an annotation is stored among the members of a sample: our own way, or another tool's.
+
+A WebDataset sample is a set of tar members that share a key: `<key>.<ending>`. Ours keep every
+annotation in `<key>.json`, under `annotations.<name>`, with masks as `<key>.<name>.<class>.png`.
+Others' tars are read as they are when the dataset's YAML says where each annotation is:
+
+    stored as                                            `annotations` entry in the YAML
+    <key>.cls, a class number or name                    member: cls
+    <key>.json, {"meta": {"tags": ["mass"]}}             field: meta.tags
+    <key>.json, {"boxes": [{"class": 2, "bbox": ...}]}   field: boxes
+    <key>.json, {"segs": [{"class": "a", "rle": ...}]}   field: segs
+    <key>.seg.png, pixels hold class values              member: seg.png, values: [1, 2]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ark.types import ConfigError, Kind
+from datamodules.annotations import AnnotationSpec, check_name
+from datamodules.masks import decode_label_map, decode_mask, decode_rle
+
+IMAGE, JSON = "image", "json"  # columns of a shard's table beside the masks'
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "dcm")
+Read = Callable[[str], bytes | None]  # a member's ending -> its content; None where absent
+
+
+def mask_member(annotation: str, name: str) -> str:
+    """The end of a mask's member name: `organs.heart.png`. Class names may hold any character."""
+    return f"{annotation}.{quote(name, safe='').replace('.', '%2E')}.png"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One annotation of a dataset: its meaning, and where its values lie in a sample.
+
+    Args:
+        name: of the annotation.
+        spec: kind and classes.
+        member: the ending of the member that holds it.
+        field: in a json, the keys on the way to it, joined by dots.
+        values: of a label map: the pixel value of each class; 0 is background.
+    """
+
+    name: str
+    spec: AnnotationSpec
+    member: str = JSON
+    field: str = ""
+    values: tuple[int, ...] = ()
+
+    @classmethod
+    def ours(cls, name: str, spec: AnnotationSpec) -> Stored:
+        return cls(name, spec, JSON, f"annotations.{name}")
+
+    @classmethod
+    def checked(cls, name: str, config: Any, where: str) -> Stored:
+        """From YAML or an index: `{kind, classes, [member], [field], [values]}`.
+
+        Raises:
+            ConfigError: names what is wrong.
+        """
+        where = f"{where}: annotation {name!r}"
+        allowed = {"kind", "classes", "member", "field", "values"}
+        if not isinstance(config, Mapping) or (unknown := sorted(set(config) - allowed)):
+            what = unknown[0] if isinstance(config, Mapping) else config
+            raise ConfigError(f"{where}: {what!r} is not expected; expected {sorted(allowed)}")
+        check_name(name, where)
+        spec = AnnotationSpec.checked(config.get("kind"), config.get("classes") or [], where)
+        member = str(config.get("member", JSON)).lower()
+        field = str(config.get("field", f"annotations.{name}" if member == JSON else ""))
+        values = _check_values(spec, member, config.get("values"), where)
+        return cls(name, spec, member, field, values)
+
+    def as_config(self) -> dict[str, Any]:
+        """Plain data that `checked` turns into the same."""
+        config: dict[str, Any] = {"kind": self.spec.kind, "classes": list(self.spec.classes)}
+        if self != Stored.ours(self.name, self.spec):
+            config |= {"member": self.member, "field": self.field}
+            config |= {"values": list(self.values)} if self.values else {}
+        return config
+
+    @property
+    def mask_members(self) -> dict[str, str]:
+        """In our own way of storing masks: class -> ending of its mask's member."""
+        if self.spec.kind == "segmentation" and self.member == JSON:
+            # readers of tars, ours and webdataset's, take endings in lower case
+            return {c: mask_member(self.name, c).lower() for c in self.spec.classes}
+        return {}
+
+    def value(self, read: Read, where: str) -> Any | None:
+        """The sample's value in the forms of `datamodules.annotations`; None: not annotated.
+
+        Raises:
+            ConfigError: no JSON, or a value of another form.
+        """
+        data = read(self.member)
+        if data is None:
+            return None
+        where = f"{where}, field {self.field or self.member!r}"
+        if self.values:
+            return {"known": list(self.spec.classes)}
+        raw = _lookup(parse_json(data, where), self.field) if self.member == JSON else _text(data)
+        return None if raw is None else _FORMS[self.spec.kind](self.spec, raw, where)
+
+    def masks(self, value: Any, read: Read, where: str) -> dict[str, np.ndarray]:
+        """class -> (H, W) uint8 mask; a known class without one is empty."""
+        if self.spec.kind != "segmentation":
+            return {}
+        if self.values:
+            data = read(self.member)
+            return self._split(decode_label_map(data or b"", where), where)
+        found = {}
+        for name, rles in value.get("rles", {}).items():
+            planes = [decode_rle(rle, f"{where}, class {name!r}") for rle in rles]
+            if len({plane.shape for plane in planes}) > 1:
+                raise ConfigError(f"{where}: the RLEs of {name!r} are of different sizes")
+            found[name] = np.bitwise_or.reduce(planes)
+        for name, member in self.mask_members.items():
+            if (data := read(member)) is not None:
+                found[name] = decode_mask(data, f"{where}, member {member!r}")
+        return found
+
+    def _split(self, label_map: np.ndarray, where: str) -> dict[str, np.ndarray]:
+        known = np.unique(label_map)
+        if strange := [int(v) for v in known if v and v not in self.values]:
+            raise ConfigError(
+                f"{where}: the label map holds {strange[0]}; expected 0 or {list(self.values)}"
+            )
+        return {
+            name: (label_map == value).astype(np.uint8)
+            for name, value in zip(self.spec.classes, self.values, strict=True)
+        }
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object; ConfigError for anything else, however it is broken."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: the json cannot be read ({error}); replace it") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: the json is a {type(content).__name__}; expected an object")
+    return content
+
+
+def _check_values(spec: AnnotationSpec, member: str, values: Any, where: str) -> tuple[int, ...]:
+    if member == JSON or spec.kind != "segmentation":
+        if values is not None:
+            raise ConfigError(f"{where}: values is for label maps; name their `member`, or drop it")
+        if spec.kind in ("detection", "multilabel") and member != JSON:
+            raise ConfigError(f"{where}: member is {member!r}; {spec.kind} is read from a json")
+        return ()
+    values = list(range(1, len(spec.classes) + 1)) if values is None else list(values)
+    if len(set(values)) != len(spec.classes) or not all(
+        isinstance(v, int) and 0 < v < 2**16 for v in values
+    ):
+        raise ConfigError(
+            f"{where}: values is {values}; expected a whole number above 0 for each of the "
+            f"{len(spec.classes)} classes, each once"
+        )
+    return tuple(values)
+
+
+def _lookup(content: dict[str, Any], field: str) -> Any:
+    found: Any = content
+    for key in field.split("."):
+        if not isinstance(found, dict) or key not in found:
+            return None
+        found = found[key]
+    return found
+
+
+def _text(data: bytes) -> str | int:
+    text = data[:1024].decode("utf-8", "replace").strip()
+    return int(text) if text.isdecimal() else text
+
+
+def _multilabel(spec: AnnotationSpec, raw: Any, where: str) -> dict[str, Any]:
+    if isinstance(raw, dict):
+        return {name: label for name, label in raw.items() if label is not None}
+    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
+        present = {spec.index(name, where) for name in raw}
+        return {name: int(k in present) for k, name in enumerate(spec.classes)}
+    if isinstance(raw, list) and len(raw) == len(spec.classes):
+        return {c: label for c, label in zip(spec.classes, raw, strict=True) if label is not None}
+    raise ConfigError(
+        f"{where}: {_short(raw)}; expected {{class: 0 or 1}}, a list of the classes present, or "
+        f"{len(spec.classes)} numbers"
+    )
+
+
+def _multiclass(spec: AnnotationSpec, raw: Any, where: str) -> str:
+    return _class(spec, raw, where)
+
+
+def _detection(spec: AnnotationSpec, raw: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(raw, list) or not all(
+        isinstance(box, dict) and {"class", "bbox"} <= set(box) for box in raw
+    ):
+        raise ConfigError(
+            f"{where}: {_short(raw)}; expected a list of "
+            '{"class": NAME, "bbox": [x, y, width, height]}'
+        )
+    return [{"class": _class(spec, b["class"], where), "bbox": b["bbox"]} for b in raw]
+
+
+def _segmentation(spec: AnnotationSpec, raw: Any, where: str) -> dict[str, Any]:
+    if isinstance(raw, dict) and isinstance(raw.get("known"), list):
+        return {"known": [_class(spec, name, where) for name in raw["known"]]}
+    if isinstance(raw, list) and all(
+        isinstance(m, dict) and {"class", "rle"} <= set(m) for m in raw
+    ):
+        rles: dict[str, list[Any]] = {}
+        for mask in raw:
+            rles.setdefault(_class(spec, mask["class"], where), []).append(mask["rle"])
+        return {"known": list(spec.classes), "rles": rles}
+    raise ConfigError(
+        f'{where}: {_short(raw)}; expected {{"known": [classes]}} with a mask PNG a class, or a '
+        'list of {"class": NAME, "rle": COCO RLE}'
+    )
+
+
+def _class(spec: AnnotationSpec, raw: Any, where: str) -> str:
+    """A class name from a name or a number."""
+    if isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < len(spec.classes):
+        return spec.classes[raw]
+    return spec.classes[spec.index(raw, where)]
+
+
+def _short(raw: Any) -> str:
+    text = repr(raw)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+_FORMS: dict[Kind, Callable[[AnnotationSpec, Any, str], Any]] = {
+    "multilabel": _multilabel,
+    "multiclass": _multiclass,
+    "detection": _detection,
+    "segmentation": _segmentation,
+}

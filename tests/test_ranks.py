@@ -1,0 +1,93 @@
+"""Several processes: the same samples in the same order, evaluation whole and without a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import DATASETS, TASKS, write_recipe
+from tracing import traced
+
+from ark.run import RunConfig
+
+TESTS = Path(__file__).parent
+
+
+def ark_on(ranks: int, *args: object, code: int = 0) -> str:
+    """`ark ARGS` on `ranks` CPU processes; what it printed."""
+    options = [f"--trainer.devices={ranks}", "--trainer.accelerator=cpu"]
+    if ranks > 1:
+        options.append("--trainer.strategy=ddp_find_unused_parameters_true")
+    command = [sys.executable, "-m", "ark", *map(str, args), *options]
+    done = subprocess.run(
+        command,
+        cwd=TESTS.parent,
+        env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,  # a hang fails here
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def fit(recipe: Path, ranks: int, name: str, trace: Path, *more: object, code: int = 0) -> str:
+    callback = {"class_path": "tracing.Trace", "init_args": {"folder": str(trace)}}
+    args = ["--config", recipe, f"--run.name={name}", f"--trainer.callbacks=[{callback}]"]
+    return ark_on(ranks, "fit", *args, *more, code=code)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Splits of 12, 3 and 5 samples: fewer than 4 ranks can share evenly, or at all."""
+    path = write_recipe(
+        tmp_path,
+        data={"image_size": 64, "batch_size": 4, "workers": 0, "eval_batch_size": 1},
+        run={
+            "root": str(tmp_path / "runs"),
+            "wandb": "off",
+            "pictures": 1,
+            "baseline": False,
+            "checkpoint_every": 4,
+        },
+    )
+    for name in DATASETS:
+        config = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
+        config["source"]["init_args"] |= {"val": 3, "test": 5}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_at_another_world_size(recipe: Path, tmp_path: Path) -> None:
+    fit(recipe, 1, "one", tmp_path / "one")
+    expected = traced(tmp_path / "one")
+    assert sorted(expected) == list(range(24))
+    said = fit(recipe, 4, "moved", tmp_path / "four", "--trainer.max_steps=10")
+    assert said.count("ledger: every sample") == 1
+    fit(recipe, 2, "moved", tmp_path / "two", "--ckpt_path=last", "--trainer.max_steps=18")
+    fit(recipe, 1, "moved", tmp_path / "last", "--ckpt_path=last", "--data.workers=2")
+    four, two, last = (traced(tmp_path / name) for name in ("four", "two", "last"))
+    assert (sorted(four), sorted(two)) == (list(range(10)), list(range(8, 18)))
+    assert sorted(last) == list(range(16, 24))
+    for found in (four, two, last):
+        assert all(samples == expected[step] for step, samples in found.items())
+
+
+@pytest.mark.slow
+def test_evaluation_does_not_depend_on_the_number_of_ranks(recipe: Path, tmp_path: Path) -> None:
+    fit(recipe, 1, "run", tmp_path / "trace")
+    run = RunConfig(name="run", root=str(tmp_path / "runs"))
+    assert set(json.loads((run.folder / "results.json").read_text())["student"]) == set(TASKS)
+    for split in ("validate", "test"):
+        tables = []
+        for ranks in (1, 4):  # 3 samples on 4 ranks: one has none
+            said = ark_on(ranks, split, "--config", recipe, "--run.name=run", "--ckpt_path=last")
+            tables.append([line for line in said.splitlines() if line.startswith("|")])
+        assert len(tables[0]) > 20
+        assert tables[0] == tables[1]

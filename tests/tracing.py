@@ -1,0 +1,74 @@
+"""Callbacks for runs in processes of their own: one writes down what was trained on, one kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from ark.types import Batch
+
+Samples = list[tuple[str, int]]  # (key, augmentation seed)
+
+
+class Trace(Callback):
+    """Appends a line for every batch that went through a training step.
+
+    Args:
+        folder: for a file a rank; one folder a session.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = [trainer.global_step, batch.task, batch.keys, batch.seeds, batch.positions]
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Kill(Callback):
+    """SIGKILL to this very process: no handler, no clean-up, no goodbye.
+
+    Args:
+        step: the optimiser step in which it strikes.
+        when: "start" before the step, "backward" in its middle, "end" after it.
+    """
+
+    def __init__(self, step: int, when: str) -> None:
+        self.step, self.when = step, when
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._strike(trainer.global_step, "start")
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._strike(trainer.global_step, "backward")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._strike(trainer.global_step - 1, "end")
+
+    def _strike(self, step: int, when: str) -> None:
+        if (step, when) == (self.step, self.when):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def traced(folder: Path) -> dict[int, Samples]:
+    """Step -> its samples over all ranks and accumulated batches, in the order of positions."""
+    steps: dict[int, list[Any]] = defaultdict(list)
+    for path in folder.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            step, task, keys, seeds, positions = json.loads(line)
+            for position, key, seed in zip(positions, keys, seeds, strict=True):
+                steps[step].append((position, f"{task}/{key}", seed))
+    return {
+        step: [(key, seed) for _, key, seed in sorted(samples)] for step, samples in steps.items()
+    }
