@@ -49,17 +49,26 @@ class Ledger(Callback):
         self.tasks = list(samples["train"])
         self._total = Accounts(self.tasks)  # of all ranks, up to the last checkpoint
         self._mine = Accounts(self.tasks)  # of this rank, since then
+        self._step = Accounts(self.tasks)  # of this rank's unfinished step
+        self._finished = 0  # steps whose samples are in `_mine` or `_total`
         self._evaluated = Accounts(self.tasks)
         self._bad: dict[tuple[str, str], set[str]] = {}  # (split, task) -> what is bad
         self._written = -1  # the step of the last rows in ledger.csv
 
     # -- training ---------------------------------------------------------------------------
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._step, self._finished = Accounts(self.tasks), trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._mine.enter(batch)
+        self._step.enter(batch)
         self._note(batch, "train", trainer.global_rank)
+        # Lightning may save while gradients accumulate; that step is then done again, whole
+        if trainer.global_step > self._finished:
+            self._mine.add(self._step.as_tensor())
+            self._step, self._finished = Accounts(self.tasks), trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,22 +20,37 @@ from ark.types import (
     Skipped,
     Target,
 )
-from datamodules.shards import BadSample, Sample
-from datamodules.transforms import Transform, View
+from datamodules.shards import BadSample, Sample, ShardReader
+from datamodules.transforms import Transform
 
 
 class BatchBuilder:
-    """The samples of one batch while it is put together."""
+    """The samples of one batch while it is put together.
 
-    def __init__(self, transform: Transform) -> None:
+    Args:
+        transform: makes the views of each.
+        count: samples that are to come.
+    """
+
+    def __init__(self, transform: Transform, count: int) -> None:
         self.transform = transform
         self.keys: list[str] = []
-        self.views: list[View] = []
         self.seeds: list[int] = []
         self.skipped: list[Skipped] = []
+        self._annotations: list[Any] = []
+        self._student = _Stack(count, transform.size)
+        self._teacher = _Stack(count, transform.size) if transform.two_views else self._student
 
-    def add(self, sample: Sample, seed: int) -> None:
-        self.views.append(self.transform(sample.image, sample.annotation, seed, sample.size))
+    def add(self, sample: Sample | BadSample, reader: ShardReader, seed: int) -> None:
+        """Decodes, transforms and keeps a sample; raises what is wrong with it."""
+        if isinstance(sample, BadSample):
+            raise sample
+        image = reader.decode(sample, self.transform.size)
+        view = self.transform(image, sample.annotation, seed, sample.size)
+        self._student.add(view.student)
+        if view.teacher is not None and self.transform.two_views:
+            self._teacher.add(view.teacher)
+        self._annotations.append(view.annotation)
         self.keys.append(sample.key)
         self.seeds.append(seed)
 
@@ -41,60 +58,70 @@ class BatchBuilder:
         self.skipped.append(Skipped(position, error.reason, str(error)))
 
     def batch(self, task: str, positions: list[int]) -> Batch:
-        if not self.views:
-            return self._empty(task, positions)
-        teacher = [view.teacher for view in self.views if view.teacher is not None]
+        target: Target = MulticlassTarget(torch.zeros(0, dtype=torch.int64))
+        if self.keys:  # else all were skipped, and the batch only carries the news
+            target = _TARGETS[self.transform.kind](self._annotations)
         return Batch(
             task=task,
             keys=self.keys,
-            images=_stack([view.student for view in self.views], self.transform.size),
-            teacher_images=_stack(teacher, self.transform.size) if teacher else None,
-            target=_TARGETS[self.transform.kind](self.views),
+            images=self._student.tensor(),
+            teacher_images=self._teacher.tensor() if self.transform.training else None,
+            target=target,
             positions=positions,
             seeds=self.seeds,
             skipped=self.skipped,
         )
 
-    def _empty(self, task: str, positions: list[int]) -> Batch:
-        """Of samples that were all skipped: it only carries the news."""
-        nothing = torch.zeros(0, 1, self.transform.size, self.transform.size, dtype=torch.uint8)
-        target = MulticlassTarget(torch.zeros(0, dtype=torch.int64))
-        return Batch(task, [], nothing, None, target, positions, [], self.skipped)
+
+class _Stack:
+    """The images of a batch, each copied to its place while the processor's cache holds it."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size, self.filled = count, size, 0
+        self.array = np.empty((0, 1, size, size), np.uint8)
+
+    def add(self, image: np.ndarray) -> None:
+        channels = image.shape[2]
+        if not self.filled:
+            self.array = np.empty((self.count, channels, self.size, self.size), np.uint8)
+        elif channels > self.array.shape[1]:  # colour after gray: all get three channels
+            self.array = np.repeat(self.array, channels, axis=1)
+        if channels == len(self.array[0]) > 1:
+            cv2.split(image, list(self.array[self.filled]))  # a ninth of the time of numpy's way
+        else:
+            self.array[self.filled] = image.transpose(2, 0, 1)
+        self.filled += 1
+
+    def tensor(self) -> Tensor:
+        """(B, C, S, S) uint8; one channel where all images are gray."""
+        return torch.from_numpy(self.array[: self.filled])
 
 
-def _stack(images: list[np.ndarray], size: int) -> Tensor:
-    """(B, C, S, S) uint8; one channel where all images are gray."""
-    channels = max((image.shape[2] for image in images), default=1)
-    batch = np.empty((len(images), channels, size, size), np.uint8)
-    for plane, image in zip(batch, images, strict=True):
-        plane[:] = image.transpose(2, 0, 1)
-    return torch.from_numpy(batch)
+def _multilabel(annotations: list[Any]) -> Target:
+    labels = np.stack(annotations)
+    known = ~np.isnan(labels)
+    return MultilabelTarget(torch.from_numpy(np.where(known, labels, 0)), torch.from_numpy(known))
 
 
-def _multilabel(views: list[View]) -> Target:
-    labels = torch.from_numpy(np.stack([view.annotation for view in views]))
-    return MultilabelTarget(labels=labels.nan_to_num(0.0), known=~labels.isnan())
+def _multiclass(annotations: list[Any]) -> Target:
+    return MulticlassTarget(labels=torch.tensor(annotations))
 
 
-def _multiclass(views: list[View]) -> Target:
-    return MulticlassTarget(labels=torch.tensor([int(view.annotation) for view in views]))
-
-
-def _detection(views: list[View]) -> Target:
+def _detection(annotations: list[Any]) -> Target:
     return DetectionTarget(
-        boxes=[torch.from_numpy(view.annotation[0]) for view in views],
-        labels=[torch.from_numpy(view.annotation[1]) for view in views],
+        boxes=[torch.from_numpy(boxes) for boxes, _ in annotations],
+        labels=[torch.from_numpy(labels) for _, labels in annotations],
     )
 
 
-def _segmentation(views: list[View]) -> Target:
+def _segmentation(annotations: list[Any]) -> Target:
     return SegmentationTarget(
-        masks=torch.from_numpy(np.stack([view.annotation[0] for view in views])),
-        known=torch.from_numpy(np.stack([view.annotation[1] for view in views])),
+        masks=torch.from_numpy(np.stack([masks for masks, _ in annotations])),
+        known=torch.from_numpy(np.stack([known for _, known in annotations])),
     )
 
 
-_TARGETS: dict[Kind, Callable[[list[View]], Target]] = {
+_TARGETS: dict[Kind, Callable[[list[Any]], Target]] = {
     "multilabel": _multilabel,
     "multiclass": _multiclass,
     "detection": _detection,

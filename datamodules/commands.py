@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -16,16 +14,23 @@ from datamodules.config import (
     build_source,
     load_datasets,
     lock,
+    prepare,
     recorded,
     stored_annotations,
 )
-from datamodules.index import ShardIndex
-from datamodules.indexing import index_shards
+from datamodules.index import INFO_FILE, ShardIndex
+from datamodules.indexing import find_tars, index_shards
 from datamodules.inspect import describe
 from datamodules.inspect import picture as draw_picture
-from datamodules.sources.base import SPLITS
-from datamodules.storage import CacheConfig, LocalFolder, open_storage
-from datamodules.validating import summary, tell_faults, validate_index
+from datamodules.scanning import Fault, counted
+from datamodules.storage import CacheConfig, LocalFolder
+from datamodules.validating import (
+    count_faults,
+    summary,
+    tell_faults,
+    validate_index,
+    write_report,
+)
 from datamodules.writing import SHARD_BYTES, write_shards
 
 
@@ -38,11 +43,12 @@ def shards(args: list[str]) -> None:
         if command is inspect:
             one.add_function_arguments(command, as_positional=True)
         else:
-            one.add_argument("config", nargs="+", help="YAML files of datasets")
+            places = ", or folders or URLs of shards" if command is validate else ""
+            one.add_argument("config", nargs="+", help=f"YAML files of datasets{places}")
             one.add_function_arguments(command, skip={"config"})
         subcommands.add_subcommand(command.__name__, one, help=brief)
     config = parser.parse_args(args)
-    options = config[config.subcommand].as_dict()
+    options = parser.instantiate_classes(config)[config.subcommand].as_dict()
     named = {command.__name__: command for command in COMMANDS}
     named[config.subcommand](**options)
 
@@ -88,27 +94,27 @@ def index(
         report: CSV to write every fault to.
         workers: processes that scan tars.
     """
+    faults = _Faults(report)
     for dataset in load_datasets(config):
         folder, stored = _local(dataset), stored_annotations(dataset)
+        place = f"dataset {dataset.name!r}: index"
+        files, unused = find_tars(LocalFolder(folder), dataset.index or {}, place)
+        if unused:
+            print(f"note: {counted(len(unused), 'tar')} of no split, not indexed: {unused[:3]}")
+        source = recorded(dataset) if dataset.source else None
         with lock(folder):
-            found = index_shards(
-                folder,
-                dataset.name,
-                stored,
-                _files(dataset),
-                recorded(dataset) if dataset.source else None,
-                keep_going=skip_bad,
-                workers=workers,
+            found = index_shards(folder, dataset.name, stored, files, source, skip_bad, workers)
+        faults.add(dataset.name, found.faults)
+        if found.faults and not skip_bad:
+            raise ConfigError(
+                f"dataset {dataset.name!r}: {count_faults(found.faults)}, so nothing was indexed; "
+                "mend them, or leave these samples out with `--skip_bad true`:\n"
+                f"{tell_faults(found.faults)}"
             )
         if found.faults:
-            told = tell_faults(found.faults, Path(report) if report else None)
-            if not skip_bad:
-                raise ConfigError(
-                    f"dataset {dataset.name!r}: nothing was indexed; mend the tars, or leave the "
-                    f"samples out with --skip_bad true. {told}"
-                )
-            print(f"left out of the index: {told}\n")
-        print("\n".join([describe(ShardIndex.load(folder)), *summary(found)]), end="\n\n")
+            print(f"left out of the index, for {count_faults(found.faults)}:")
+            print(tell_faults(found.faults), end="\n\n")
+        print("\n".join([describe(ShardIndex.load(folder)), "", *summary(found)]), end="\n\n")
 
 
 def validate(
@@ -122,25 +128,23 @@ def validate(
     Exits with 2 where anything is wrong.
 
     Args:
-        config: YAML files of datasets; or folders or URLs of shards.
+        config: YAML files of datasets, or folders or URLs of shards.
         report: CSV to write every fault to.
         workers: processes that check tars.
         cache: where shards of URLs are kept.
     """
-    faulty = []
+    faults = _Faults(report)
     for name in config:
-        is_yaml = Path(name).suffix in (".yaml", ".yml")
-        where = load_datasets([name])[0].shards if is_yaml else name
-        stated = ShardIndex.load(where, cache)
+        stated = _stated(name, cache)
         found = validate_index(stated, workers)
+        faults.add(name, found.faults)
         actual = found.index(stated.storage)
-        print("\n".join([describe(actual), *summary(found)]))
+        print("\n".join([describe(actual), "", *summary(found)]), end="\n\n")
         if found.faults:
-            faulty.append(stated.name)
-            print(tell_faults(found.faults, Path(report) if report else None), end="\n\n")
+            print(f"{count_faults(found.faults)}:\n{tell_faults(found.faults)}", end="\n\n")
         else:
             print("no fault: tars, tables, index, images and annotations agree", end="\n\n")
-    if faulty:
+    if faulty := [name for name, some in faults.by_name.items() if some]:
         raise ConfigError(f"faults in {', '.join(faulty)}; see above")
 
 
@@ -179,24 +183,28 @@ def _local(dataset: DatasetConfig) -> Path:
     return Path(dataset.shards)
 
 
-def _files(dataset: DatasetConfig) -> dict[str, list[str]]:
-    """Split -> its tars, by the patterns of the YAML."""
-    storage = open_storage(dataset.shards)
-    there = [name for name in storage.list() if name.endswith(".tar")]
-    config: dict[str, Any] = dataset.index or {}
-    place = f"dataset {dataset.name!r}: index.splits"
-    patterns = config.get("splits") or {split: f"{split}-*.tar" for split in SPLITS}
-    if unknown := sorted(set(patterns) - set(SPLITS)):
-        raise ConfigError(f"{place}: unknown split {unknown[0]!r}; expected some of {list(SPLITS)}")
-    files = {s: [name for name in there if fnmatch(name, p)] for s, p in patterns.items()}
-    if empty := [split for split, names in files.items() if not names and config.get("splits")]:
-        raise ConfigError(
-            f"{place}: no tar in {dataset.shards!r} matches {patterns[empty[0]]!r}; there are "
-            f"{len(there)} tars, as {there[:3]}"
-        )
-    if not any(files.values()):
-        raise ConfigError(
-            f"{place}: no tar in {dataset.shards!r} is named train-*.tar, val-*.tar or test-*.tar; "
-            f'say which are which: {{train: "PATTERN", ...}}. There are {len(there)}: {there[:3]}'
-        )
-    return {split: names for split, names in files.items() if names}
+def _stated(name: str, cache: CacheConfig) -> ShardIndex:
+    """The index of a YAML's shards, which must be what the YAML says; or of a folder or URL."""
+    if Path(name).suffix not in (".yaml", ".yml"):
+        return ShardIndex.load(name, cache)
+    dataset = load_datasets([name])[0]
+    if "://" not in dataset.shards and not (Path(dataset.shards) / INFO_FILE).is_file():
+        return ShardIndex.load(dataset.shards, cache)  # refuses; `prepare` may write phantoms
+    return prepare(dataset, cache)
+
+
+class _Faults:
+    """The faults of all datasets so far, in a CSV too where one is wanted."""
+
+    def __init__(self, report: str | None) -> None:
+        self.report = Path(report) if report else None
+        self.by_name: dict[str, list[Fault]] = {}
+        self._write()  # a path that cannot be written is told before the work
+
+    def add(self, name: str, faults: list[Fault]) -> None:
+        self.by_name[name] = faults
+        self._write()
+
+    def _write(self) -> None:
+        if self.report is not None:
+            write_report(self.report, self.by_name)

@@ -48,10 +48,15 @@ def refusing(where: str, what: str = "the image") -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ConfigError:
-        raise
     except Exception as error:
-        said = " ".join(str(error).split())[:240] or type(error).__name__
-        raise ConfigError(f"{where}: {what} cannot be decoded ({said}); replace it") from error
+        raise refused(error, where, what) from error
     finally:
         cv2_log.setLogLevel(level)
+
+
+def refused(error: Exception, where: str, what: str = "the image") -> ConfigError:
+    """What a decoder raised, as a message for the user; a ConfigError stays as it is."""
+    if isinstance(error, ConfigError):
+        return error
+    said = " ".join(str(error).split())[:240] or type(error).__name__
+    return ConfigError(f"{where}: {what} cannot be decoded ({said}); replace it")

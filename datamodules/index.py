@@ -130,7 +130,7 @@ class ShardIndex:
         storage = open_storage(location, cache)
         path = f"{storage.where}/{INFO_FILE}"
         try:
-            text = storage.fetch(INFO_FILE).read_text(encoding="utf-8")
+            text = storage.fetch(INFO_FILE).read_bytes()
         except (ConfigError, OSError) as error:
             raise ConfigError(
                 f"no shards in {str(location)!r} ({INFO_FILE} is missing: {error}); write them "

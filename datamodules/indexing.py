@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from ark.types import ConfigError
 from datamodules.hashes import sha256_of_bytes
 from datamodules.index import INFO_FILE, Shard, ShardIndex, SplitIndex
-from datamodules.scanning import Counts, Fault, Scan, add_counts, scan_shard, zero_counts
+from datamodules.scanning import Counts, Fault, Scan, add_counts, counted, scan_shard, zero_counts
 from datamodules.shard_table import table_file
+from datamodules.sources.base import SPLITS
 from datamodules.storage import LocalFolder, Storage
 from datamodules.stored import Stored
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,10 +49,38 @@ class Indexer:
         self._shard_of_key: dict[str, str] = {}
         self._split_of_patient: dict[str, str] = {}
 
+    def check_across(self, split: str, scan: Scan) -> set[str]:
+        """Compares a tar's samples with the sound ones of all tars before; once, ahead of `add`.
+
+        Returns:
+            keys in its table that must not be used: of these, and of samples in pieces.
+        """
+        bad = {fault.key for fault in scan.faults}
+        for key in sorted(scan.keys):
+            first = self._shard_of_key.get(key, scan.file)
+            if first != scan.file:
+                bad.add(key)
+                problem = f"its key is in {first} too; rename or remove one of the two"
+                self.faults.append(Fault(scan.file, key, "", problem))
+        for key, patient in scan.patients.items():
+            first = self._split_of_patient.get(patient, split)
+            if first != split:
+                bad.add(key)
+                problem = f"patient {patient!r} is in {first} and in {split}; keep them in one"
+                self.faults.append(Fault(scan.file, key, "patient", problem))
+        keys = set(scan.table.keys)
+        new = keys - bad
+        self._shard_of_key |= dict.fromkeys(new, scan.file)
+        self._split_of_patient |= {
+            patient: split for key, patient in scan.patients.items() if key in new
+        }
+        return bad & keys
+
     def add(self, split: str, scan: Scan) -> str:
-        """Takes in the scan of a tar; returns the text of its table."""
-        self._check_across(scan, split)
+        """Takes in the scan of a tar; returns the text of its table, "" if it cannot be read."""
         self.faults += scan.faults
+        if not scan.sha256:
+            return ""
         self.unread += scan.unread
         self.sizes.update(scan.sizes)
         if split not in self._splits:
@@ -74,16 +107,62 @@ class Indexer:
         }
         return ShardIndex(storage, self.name, self.stored, source, splits)
 
-    def _check_across(self, scan: Scan, split: str) -> None:
-        for key in scan.table.keys:
-            first = self._shard_of_key.setdefault(key, scan.file)
-            if first != scan.file:
-                self.faults.append(Fault(scan.file, key, "", f"the key is in {first} too"))
-        for key, patient in scan.patients.items():
-            first = self._split_of_patient.setdefault(patient, split)
-            if first != split:
-                problem = f"patient {patient!r} is in {first} and in {split}"
-                self.faults.append(Fault(scan.file, key, "patient", problem))
+
+def find_tars(
+    folder: LocalFolder, config: Mapping[str, Any], place: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The tars of a folder by split, as the `index` of a dataset's YAML says it.
+
+    Returns:
+        split -> names of its tars, and the names of the tars that are of no split.
+
+    Raises:
+        ConfigError: wrong patterns, a pattern without a tar, a tar of two splits, or one that no
+            reader will open.
+    """
+    there = [name for name in folder.list() if name.endswith(".tar")]
+    stated = _patterns(config, place)
+    patterns = stated or {split: f"{split}-*.tar" for split in SPLITS}
+    splits_of = {name: [s for s, p in patterns.items() if fnmatch(name, p)] for name in there}
+    files = {s: [name for name in there if s in splits_of[name]] for s in patterns}
+    seen = f"{folder.where!r} has {counted(len(there), 'tar')}, as {there[:3]}"
+    if missing := [split for split in stated if not files[split]]:
+        raise ConfigError(
+            f"{place}.splits: {missing[0]} is {patterns[missing[0]]!r}, which matches no tar; "
+            f"patterns know *, ? and [abc]; {seen}"
+        )
+    if not any(files.values()):
+        raise ConfigError(
+            f"{place}.splits: no tar is named train-*.tar, val-*.tar or test-*.tar; say which are "
+            f'which: {{train: "PATTERN", ...}}; {seen}'
+        )
+    if twice := [name for name, splits in splits_of.items() if len(splits) > 1]:
+        raise ConfigError(
+            f"{place}.splits: {twice[0]!r} is of {' and of '.join(splits_of[twice[0]])}; narrow "
+            "the patterns so that each tar is of one split"
+        )
+    for name in (name for mine in files.values() for name in mine):
+        folder.fetch(name)  # refuses odd names and links out of the folder
+    return {s: mine for s, mine in files.items() if mine}, [n for n in there if not splits_of[n]]
+
+
+def _patterns(config: Mapping[str, Any], place: str) -> dict[str, str]:
+    """Split -> pattern, as the YAML has them."""
+    if unknown := sorted(set(config) - {"splits", "annotations"}):
+        raise ConfigError(
+            f"{place}: unknown key {unknown[0]!r}; expected `splits` and `annotations`"
+        )
+    patterns = config.get("splits") or {}
+    if not isinstance(patterns, dict) or not all(isinstance(p, str) for p in patterns.values()):
+        raise ConfigError(
+            f"{place}.splits is {patterns!r}; expected one pattern a split, as {{train: "
+            '"train-*.tar"}'
+        )
+    if unknown := sorted(set(patterns) - set(SPLITS)):
+        raise ConfigError(
+            f"{place}.splits: unknown split {unknown[0]!r}; expected some of {list(SPLITS)}"
+        )
+    return patterns
 
 
 def index_shards(
@@ -109,8 +188,11 @@ def index_shards(
     indexer, tables = Indexer(name, stored), {}
     jobs = [(folder / file, file, indexer.stored) for mine in files.values() for file in mine]
     splits = [split for split, mine in files.items() for _ in mine]
-    for split, scan in zip(splits, scan_all(jobs, workers), strict=True):
-        tables[scan.file] = indexer.add(split, scan)
+    for split, job, scan in zip(splits, jobs, scan_all(scan_shard, jobs, workers), strict=True):
+        if (bad := indexer.check_across(split, scan)) and keep_going:
+            scan = scan_shard(*job, leave_out=bad)
+        if table := indexer.add(split, scan):
+            tables[scan.file] = table
     if indexer.faults and not keep_going:
         return indexer
     for file, table in tables.items():
@@ -122,15 +204,16 @@ def index_shards(
     return indexer
 
 
-def scan_all(jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Scan]:
-    """The scans of many tars, in their order; each job holds the arguments of `scan_shard`."""
+def scan_all(scan: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[T]:
+    """`scan(*job)` of every job, in their order, in `workers` processes."""
     with tqdm(total=len(jobs), unit="tar", disable=None, leave=False) as bar:
         if workers < 1:
             for job in jobs:
-                yield scan_shard(*job)
+                yield scan(*job)
                 bar.update()
             return
         with ProcessPoolExecutor(workers) as pool:
-            for future in [pool.submit(scan_shard, *job) for job in jobs]:
-                yield future.result()
+            futures = deque(pool.submit(scan, *job) for job in jobs)
+            while futures:
+                yield futures.popleft().result()
                 bar.update()

@@ -70,9 +70,13 @@ def _split_lines(index: ShardIndex) -> Iterator[str]:
 def _annotated(index: ShardIndex) -> Iterator[str]:
     for annotation, spec in index.annotations.items():
         carry = [int(split.annotated[annotation].sum()) for split in index.splits.values()]
+        lack = [
+            split.num_samples - n for split, n in zip(index.splits.values(), carry, strict=True)
+        ]
         yield ""
         yield _row(f"{annotation} ({spec.kind})", index.splits)
         yield _row("  samples that carry it", carry)
+        yield _row("  samples without it", lack)
         for name in spec.classes:
             counts = [split.counts[annotation][name] for split in index.splits.values()]
             yield _row(f"  {name}", [_count(count) for count in counts])

@@ -61,27 +61,24 @@ class Order:
         """
         passes, offsets = np.divmod(np.asarray(positions, np.int64), self.size)
         shards, ordinals = np.empty_like(offsets), np.empty_like(offsets)
-        for number in np.unique(
-            passes
-        ):  # a batch may hold the end of one pass and the next's start
+        for number in set(passes.tolist()):  # a batch may hold the end of one pass and a new start
             here = passes == number
-            shards[here], ordinals[here] = self._in_pass(int(number), offsets[here])
+            shards[here], ordinals[here] = self._in_pass(number, offsets[here])
         return shards, ordinals
 
-    def _in_pass(self, number: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _in_pass(self, number: int, offsets: np.ndarray) -> tuple[np.ndarray, list[int]]:
         lane, depth = offsets % self.lanes, offsets // self.lanes
         # lanes differ by one sample where the pass does not divide: the first ones are longer
         line = lane * (self.size // self.lanes) + np.minimum(lane, self.size % self.lanes) + depth
         shuffled, ends = self._line(number)
         place = np.searchsorted(ends, line, side="right")
         shards = shuffled[place]
-        ordinals = line - (ends[place] - self.lengths[shards])
-        for shard in np.unique(shards):
-            here = shards == shard
-            length = int(self.lengths[shard])
-            drawn = _permutation(length, self.seed, self.stream, number, int(shard))
-            ordinals[here] = drawn[ordinals[here]]
-        return shards, ordinals
+        lengths = self.lengths[shards]
+        into = line - (ends[place] - lengths)  # how far into its shard each is
+        found = zip(shards.tolist(), lengths.tolist(), into.tolist(), strict=True)
+        # a loop in Python: a batch is small, and a set of masks by shard takes longer
+        drawn = [_permutation(n, self.seed, self.stream, number, shard)[i] for shard, n, i in found]
+        return shards, drawn
 
     def _line(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The drawn order of the shards in pass `number`, and where each ends, in samples."""

@@ -7,7 +7,7 @@ writer, `ark shards index` and `ark shards validate` all come through here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from datamodules.images import decode_image, image_size
 from datamodules.shard_table import ABSENT, ShardTable, member_hash
 from datamodules.stored import IMAGE, IMAGE_ENDINGS, JSON, Stored, parse_json
 
+_NO_SIZE = (0, 0)
 Counts = dict[str, dict[str, dict[str, int]]]  # annotation -> class -> known, present, boxes
 
 
@@ -32,6 +33,10 @@ class Fault(NamedTuple):
     key: str  # of the sample; "" where it is the shard
     field: str  # a member, an annotation, or "" for the whole
     problem: str
+
+    def __str__(self) -> str:
+        place = (self.shard, self.key and f"sample {self.key!r}", self.field)
+        return f"{', '.join(filter(None, place))}: {self.problem}"
 
 
 @dataclass
@@ -46,19 +51,32 @@ class Scan:
     faults: list[Fault] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)  # endings of members that nothing reads
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of every image
+    # of all samples, those with a fault too
+    keys: set[str] = field(default_factory=set)
     patients: dict[str, str] = field(default_factory=dict)  # key -> patient, where one is stated
 
 
-def scan_shard(path: Path, file: str, stored: Mapping[str, Stored], deep: bool = False) -> Scan:
+def scan_shard(
+    path: Path,
+    file: str,
+    stored: Mapping[str, Stored],
+    deep: bool = False,
+    leave_out: Collection[str] = (),
+) -> Scan:
     """Reads a whole tar.
 
     Args:
         path: where it lies now, which for a URL is somewhere in the cache.
         file: its name in the dataset, for messages.
         stored: what its samples are annotated with, and where.
-        deep: also decodes every image and mask and checks every annotation against it.
+        deep: also decodes the pixels of every image and mask.
+        leave_out: keys of samples to keep out of the table, for what is known of them elsewhere.
     """
-    return _Scanner(path, file, stored, deep).run()
+    return _Scanner(path, file, stored, deep, leave_out).run()
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def zero_counts(stored: Mapping[str, Stored]) -> Counts:
@@ -81,15 +99,21 @@ def add_counts(total: Counts, more: Counts) -> None:
 class _Scanner:
     """Fills a Scan, sample after sample."""
 
-    def __init__(self, path: Path, file: str, stored: Mapping[str, Stored], deep: bool) -> None:
-        self.path, self.stored, self.deep = path, stored, deep
+    def __init__(
+        self,
+        path: Path,
+        file: str,
+        stored: Mapping[str, Stored],
+        deep: bool,
+        leave_out: Collection[str],
+    ) -> None:
+        self.path, self.stored, self.deep, self.leave_out = path, stored, deep, leave_out
         self.keys: list[str] = []
         self.rows: dict[str, list[tuple[int, int, int]]] = {IMAGE: [], JSON: []}
         for one in stored.values():
             self.rows |= {name: [] for name in (one.member, *one.mask_members.values())}
         self.annotated: dict[str, list[int]] = {name: [] for name in stored}
         self.scan = Scan(file, 0, "", ShardTable([], {}, {}), zero_counts(stored))
-        self._seen: set[str] = set()
 
     def run(self) -> Scan:
         try:
@@ -107,117 +131,149 @@ class _Scanner:
         return self.scan
 
     def _fault(self, key: str, name: str, problem: str) -> None:
-        self.scan.faults.append(Fault(self.scan.file, key, name, problem))
+        self.scan.faults.append(Fault(self.scan.file, key, name, " ".join(problem.split())))
 
     def _sample(self, key: str, members: list[Member]) -> None:
         before = len(self.scan.faults)
-        if key in self._seen:
-            self._fault(key, "", "the key is there twice; samples must be in one piece, each once")
-        self._seen.add(key)
+        if key in self.scan.keys:
+            problem = "the tar has this key before; rename the sample, or keep its members together"
+            self._fault(key, "", problem)
+        self.scan.keys.add(key)
         found = self._columns(key, members)
         contents = {name: self._read(member) for name, member in found.items()}
-        if IMAGE not in found:
-            self._fault(key, IMAGE, f"no image; expected one of {', '.join(IMAGE_ENDINGS)}")
-        size = self._check_image(key, contents.get(IMAGE))
-        values = self._check_annotations(key, contents, size)
-        patient = self._patient(key, contents.get(JSON))
-        if len(self.scan.faults) > before:
-            return
+        size = self._check_image(key, contents, found)
+        record = self._check_json(key, contents)
+        tallies = self._check_annotations(key, contents, size, record is not None)
+        if len(self.scan.faults) == before and key not in self.leave_out:
+            self._keep(key, found, contents, tallies)
+            self.scan.sizes.append(size)
+        if isinstance(patient := (record or {}).get("patient"), str | int):
+            self.scan.patients[key] = str(patient)
+
+    def _keep(
+        self,
+        key: str,
+        found: Mapping[str, Member],
+        contents: Mapping[str, bytes],
+        tallies: Mapping[str, Counter[str]],
+    ) -> None:
+        """Makes a row of the table."""
         row = len(self.keys)
         self.keys.append(key)
-        self.scan.sizes.append(size)
         for name, rows in self.rows.items():
             member = found.get(name)
             absent = (ABSENT, ABSENT, 0)
             rows.append(
                 (member.offset, member.size, member_hash(contents[name])) if member else absent
             )
-        for annotation, value in values.items():
+        for annotation, tallied in tallies.items():
             self.annotated[annotation].append(row)
-            self._count(annotation, value, contents)
-        if patient is not None:
-            self.scan.patients[key] = patient
+            self._count(annotation, tallied)
 
     def _columns(self, key: str, members: list[Member]) -> dict[str, Member]:
         """Column of the table -> member; a column of an annotation comes before the image's."""
         found: dict[str, Member] = {}
+        endings: set[str] = set()
         for member in members:
             ending = member.ending
             is_image = ending in IMAGE_ENDINGS and ending not in self.rows
             column = IMAGE if is_image else ending
-            if column not in self.rows:
-                self.scan.unread[ending] += 1
+            if ending in endings:  # webdataset refuses such a tar
+                self._fault(key, column, f"the sample has two members .{ending}; keep one")
             elif column in found:
-                self._fault(key, column, f"the sample has two: {found[column].ending} and {ending}")
-            else:
+                problem = f"two images, .{found[column].ending} and .{ending}; keep one"
+                self._fault(key, column, problem)
+            elif column in self.rows:
                 found[column] = member
+            else:
+                self.scan.unread[ending] += 1
+            endings.add(ending)
         return found
 
     def _read(self, member: Member) -> bytes:
         self.file.seek(member.offset)
         return self.file.read(member.size)
 
-    def _check_image(self, key: str, data: bytes | None) -> tuple[int, int]:
-        if data is None:
-            return 0, 0
+    def _check_image(
+        self, key: str, contents: Mapping[str, bytes], found: Mapping[str, Member]
+    ) -> tuple[int, int]:
+        """(H, W); zeros where the image is missing or broken."""
+        if IMAGE not in found:
+            problem = f"no image; add a member that ends in one of {', '.join(IMAGE_ENDINGS)}"
+            self._fault(key, IMAGE, problem)
+            return _NO_SIZE
         try:
             if self.deep:
-                decode_image(data, "image")
-            return image_size(data, "image")
+                decode_image(contents[IMAGE], f".{found[IMAGE].ending}")
+            return image_size(contents[IMAGE], f".{found[IMAGE].ending}")
         except ConfigError as error:
             self._fault(key, IMAGE, str(error))
-            return 0, 0
+            return _NO_SIZE
+
+    def _check_json(self, key: str, contents: Mapping[str, bytes]) -> dict[str, Any] | None:
+        """The sample's json; {} where it has none, None where it is broken."""
+        try:
+            return parse_json(contents[JSON]) if JSON in contents else {}
+        except ConfigError as error:
+            self._fault(key, JSON, str(error))
+            return None
 
     def _check_annotations(
-        self, key: str, contents: Mapping[str, bytes], size: tuple[int, int]
-    ) -> dict[str, Any]:
-        values = {}
+        self, key: str, contents: Mapping[str, bytes], size: tuple[int, int], json_is_sound: bool
+    ) -> dict[str, Counter[str]]:
+        """The tally of every annotation that the sample carries."""
+        tallies = {}
         for name, one in self.stored.items():
+            if one.member == JSON and not json_is_sound:
+                continue  # told already
             try:
-                value = one.value(contents.get, one.member)
-                if value is None:
-                    continue
-                self._tally(one, value, contents)
-                if self.deep and size != (0, 0):
-                    masks = one.masks(value, contents.get, one.member)
-                    to_arrays(one.spec, value, masks, size, one.member)
-                values[name] = value
+                value = one.value(contents.get)
+                if value is not None:
+                    tallies[name] = self._tally(one, value, contents, size)
             except ConfigError as error:
                 self._fault(key, name, str(error))
-        return values
+        return tallies
 
-    def _tally(self, one: Stored, value: Any, contents: Mapping[str, bytes]) -> Counter[str]:
-        """Which classes the value knows (0 or more times present); ConfigError for unknown ones."""
-        seen = tally(one.spec, value, _shown(one, value, contents))
-        counted = Counter({one.spec.classes[one.spec.index(c, one.name)]: 0 for c in seen.known})
+    def _tally(
+        self, one: Stored, value: Any, contents: Mapping[str, bytes], size: tuple[int, int]
+    ) -> Counter[str]:
+        """Which classes the value knows (0 or more times present); ConfigError for what is wrong
+        with it."""
+        shown = self._shown(one, value, contents, size)
+        seen = tally(one.spec, value, shown)
+        counted = Counter({one.spec.classes[one.spec.index(c, one.place)]: 0 for c in seen.known})
         for name in seen.present:
-            counted[one.spec.classes[one.spec.index(name, one.name)]] += 1
+            counted[one.spec.classes[one.spec.index(name, one.place)]] += 1
+        if one.spec.kind != "segmentation" and size != _NO_SIZE:
+            to_arrays(one.spec, value, {}, size, one.place)
         return counted
 
-    def _count(self, annotation: str, value: Any, contents: Mapping[str, bytes]) -> None:
+    def _shown(
+        self, one: Stored, value: Any, contents: Mapping[str, bytes], size: tuple[int, int]
+    ) -> list[str]:
+        """Classes of a segmentation whose mask is not empty."""
+        if one.spec.kind != "segmentation":
+            return []
+        pngs = {c: member for c, member in one.mask_members.items() if member in contents}
+        if self.deep or one.values or "rles" in value:
+            masks = one.masks(value, contents.get)
+            sizes = {name: mask.shape for name, mask in masks.items()}
+            shown = [name for name, mask in masks.items() if name in pngs or mask.any()]
+        else:
+            sizes = {c: image_size(contents[m], f"member {m!r}") for c, m in pngs.items()}
+            shown = list(pngs)
+        for name, found in sizes.items():
+            if found != size != _NO_SIZE:
+                raise ConfigError(
+                    f"{one.place}: the mask of {name!r} is {found[1]}x{found[0]}, its image "
+                    f"{size[1]}x{size[0]} (width x height); they must be equal"
+                )
+        return shown
+
+    def _count(self, annotation: str, tallied: Counter[str]) -> None:
         one, counts = self.stored[annotation], self.scan.counts[annotation]
-        for name, times in self._tally(one, value, contents).items():
+        for name, times in tallied.items():
             counts[name]["known"] += 1
             counts[name]["present"] += bool(times)
             if one.spec.kind == "detection":
                 counts[name]["boxes"] += times
-
-    def _patient(self, key: str, data: bytes | None) -> str | None:
-        if data is None:
-            return None
-        try:
-            patient = parse_json(data, JSON).get("patient")
-        except ConfigError as error:
-            self._fault(key, JSON, str(error))
-            return None
-        return str(patient) if isinstance(patient, str | int) else None
-
-
-def _shown(one: Stored, value: Any, contents: Mapping[str, bytes]) -> list[str]:
-    """Classes of a segmentation whose mask is not empty."""
-    if one.spec.kind != "segmentation":
-        return []
-    if one.values or "rles" in value:
-        masks = one.masks(value, contents.get, one.member)
-        return [name for name, mask in masks.items() if mask.any()]
-    return [name for name, member in one.mask_members.items() if member in contents]

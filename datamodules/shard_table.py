@@ -15,8 +15,7 @@ import xxhash
 
 from ark.types import ConfigError
 
-OFFSET, SIZE, HASH = range(3)  # rows of a member's array
-_ROWS = ("offset", "size", "xxh32")
+_ROWS = ("offset", "size", "xxh3")  # of a member's array
 ABSENT = -1  # size of a member that a sample lacks
 
 
@@ -25,8 +24,8 @@ def table_file(tar: str) -> str:
 
 
 def member_hash(data: bytes) -> int:
-    """xxh32: tells any damage to a member, at a tenth of the cost of crc32; not for security."""
-    return xxhash.xxh32_intdigest(data)
+    """The low 32 bits of xxh3-64: tells damage at a twentieth of crc32's cost; not for security."""
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,9 @@ class ShardTable:
     """The n samples of one tar, in the order in which it holds them."""
 
     keys: list[str]
-    members: dict[str, np.ndarray]  # column -> (3, n) int64: offset, size, xxh32 of the content
+    members: dict[
+        str, np.ndarray
+    ]  # column -> (3, n) int64: offset, size, member_hash of the content
     annotated: dict[str, np.ndarray]  # annotation -> (m,) int64: rows that carry it, rising
 
     @classmethod

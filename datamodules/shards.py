@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from ark.types import ConfigError
 from datamodules.annotations import Annotation, to_arrays
 from datamodules.images import Window, decode_image, image_size
 from datamodules.index import ShardIndex
-from datamodules.shard_table import ABSENT, HASH, OFFSET, SIZE, ShardTable, member_hash, table_file
+from datamodules.shard_table import ABSENT, ShardTable, member_hash, table_file
 from datamodules.storage import RemoteFolder, open_file
 from datamodules.stored import IMAGE, JSON, parse_json
 
@@ -49,14 +48,17 @@ class Address(NamedTuple):
     row: int  # of the shard's table
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One stored sample with one of its annotations."""
+class Sample(NamedTuple):
+    """One stored sample with one of its annotations; its image is not decoded yet."""
 
-    key: str
-    image: np.ndarray  # (h, w, C) uint8; C = 1 gray, 3 RGB; smaller than stored where so asked
-    size: tuple[int, int]  # (H, W) of the stored image
-    annotation: Annotation  # in pixels of the stored image
+    origin: StoredSample
+    data: bytes  # the image as it is stored
+    size: tuple[int, int]  # (H, W) of the image
+    annotation: Annotation  # in pixels of the image
+
+    @property
+    def key(self) -> str:
+        return self.origin.key
 
 
 class ShardReader:
@@ -70,55 +72,55 @@ class ShardReader:
         self.index, self.window = index, window
         self.remote = isinstance(index.storage, RemoteFolder)
 
-    def read(self, at: Address, annotation: str, min_side: int = 0) -> Sample:
-        """Reads and decodes a sample with its `annotation`.
+    def read(self, at: Address, annotation: str) -> Sample:
+        """Reads a sample with its `annotation`: the image, the annotation's member and its masks.
 
-        Only the image, the annotation's member and its masks are read.
+        Raises:
+            BadSample: anything of this sample or its shard is damaged; says where.
+        """
+        return self.load(self.open(at), annotation)
+
+    def load(self, found: StoredSample, annotation: str) -> Sample:
+        """As `read`, for a sample that was opened."""
+        stored = self.index.annotation(annotation)
+        data, reason = self._image(found), "annotation"
+        try:
+            value = stored.value(found.member)
+            if value is None:
+                raise ConfigError(f"no annotation {annotation!r}; {CHECK}")
+            masks = stored.masks(value, found.member)
+            reason = "image"
+            size = image_size(data, "image")
+            reason = "annotation"
+            arrays = to_arrays(stored.spec, value, masks, size, stored.place)
+        except BadSample:
+            raise
+        except ConfigError as error:
+            raise BadSample(f"{found.where}: {error}", reason) from error
+        return Sample(found, data, size, arrays)
+
+    def decode(self, sample: Sample, min_side: int = 0) -> np.ndarray:
+        """The image, (h, w, C) uint8; C = 1 gray, 3 RGB.
 
         Args:
             min_side: pixels; a larger image may be decoded at a smaller size, both sides no
                 shorter than this. 0: as stored.
 
         Raises:
-            BadSample: anything of this sample or its shard is damaged; says where.
+            BadSample: the image cannot be decoded.
         """
-        stored = self.index.annotation(annotation)
-        sample = self.open(at)
-        try:
-            reason = "annotation"
-            value = stored.value(sample.member, sample.where)
-            if value is None:
-                raise ConfigError(f"{sample.where} has no annotation {annotation!r}; {CHECK}")
-            masks = stored.masks(value, sample.member, sample.where)
-            reason = "image"
-            image, size = self._decode(sample, min_side)
-            reason = "annotation"
-            arrays = to_arrays(
-                stored.spec, value, masks, size, f"{sample.where}, annotation {annotation!r}"
-            )
-        except BadSample:
-            raise
-        except ConfigError as error:
-            raise BadSample(str(error), reason) from error
-        return Sample(sample.key, image, size, arrays)
+        return self._decode(sample.origin, sample.data, min_side)
 
-    def image(self, at: Address, min_side: int = 0) -> np.ndarray:
-        """The stored image alone, (h, w, C) uint8."""
-        return self._decode(self.open(at), min_side)[0]
+    def image(self, at: Address) -> np.ndarray:
+        """The stored image alone, (H, W, C) uint8."""
+        sample = self.open(at)
+        return self._decode(sample, self._image(sample), 0)
 
     def record(self, at: Address) -> dict[str, Any]:
         """The sample's json: height, width, patient, annotations in class names; {} if none."""
         sample = self.open(at)
         data = sample.member(JSON)
         return {} if data is None else parse_json(data, sample.where)
-
-    def table(self, split: str, shard: int) -> ShardTable:
-        """The table of a shard, which is opened for it.
-
-        Raises:
-            BadSample: the tar or its table is missing or is not the one that the index states.
-        """
-        return self._shard(split, shard).table
 
     def fetch(self, split: str, number: int) -> None:
         """Makes a shard of a URL be in the cache."""
@@ -128,18 +130,27 @@ class ShardReader:
         storage.fetch(shard.file, size=shard.bytes, sha256=shard.sha256)
 
     def open(self, at: Address) -> StoredSample:
-        shard = self._shard(at.split, at.shard)
-        return StoredSample(shard, at.row)
+        """A sample to read members of."""
+        return StoredSample(self.shard(at.split, at.shard), at.row)
 
-    def _decode(self, sample: StoredSample, min_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _image(self, sample: StoredSample) -> bytes:
         data = sample.member(IMAGE)
-        where = f"{sample.where}, image"
         if data is None:
             raise BadSample(f"{sample.where} has no image; {CHECK}", "image")
-        size = image_size(data, where)
-        return decode_image(data, where, min_side=min_side, window=self.window), size
+        return data
 
-    def _shard(self, split: str, number: int) -> OpenShard:
+    def _decode(self, found: StoredSample, data: bytes, min_side: int) -> np.ndarray:
+        try:
+            return decode_image(data, "image", min_side=min_side, window=self.window)
+        except ConfigError as error:
+            raise BadSample(f"{found.where}: {error}", "image") from error
+
+    def shard(self, split: str, number: int) -> OpenShard:
+        """A shard with its table, opened unless it is open.
+
+        Raises:
+            BadSample: the tar or its table is missing or is not the one that the index states.
+        """
         shard = self.index.split(split).shards[number]
         name = (self.index.storage.where, shard.file, shard.sha256, shard.table_sha256)
         found = _OPEN.get(name)
@@ -179,8 +190,15 @@ class StoredSample:
 
     def __init__(self, shard: OpenShard, row: int) -> None:
         self.shard, self.row = shard, row
-        self.key = shard.table.keys[row]
-        self.where = f"{shard.where}: sample {self.key!r}"
+
+    @property
+    def key(self) -> str:
+        return self.shard.table.keys[self.row]
+
+    @property
+    def where(self) -> str:
+        """For messages; not made before one is needed."""
+        return f"{self.shard.where}: sample {self.key!r}"
 
     def member(self, name: str) -> bytes | None:
         """The content of a member; None where the sample lacks it.
@@ -189,9 +207,11 @@ class StoredSample:
             BadSample: the tar does not hold there what the table says.
         """
         rows = self.shard.table.members.get(name)
-        if rows is None or rows[SIZE, self.row] == ABSENT:
+        if rows is None:
             return None
-        size, offset = int(rows[SIZE, self.row]), int(rows[OFFSET, self.row])
+        offset, size, stated = rows[:, self.row].tolist()
+        if size == ABSENT:
+            return None
         try:
             data = os.pread(self.shard.descriptor, size, offset)  # moves no file position
         except OSError as error:
@@ -202,10 +222,10 @@ class StoredSample:
                 "copy it again",
                 "shard",
             )
-        if member_hash(data) != rows[HASH, self.row]:
+        if member_hash(data) != stated:
             raise BadSample(
-                f"{self.where}, member {name!r}: the content is damaged (its xxh32 differs from "
-                f"the table's); copy the tar again, or index it anew; {CHECK}",
+                f"{self.where}, member {name!r}: the content is damaged (its xxh3 differs from the "
+                f"table's); copy the tar again, or index it anew; {CHECK}",
                 "checksum",
             )
         return data

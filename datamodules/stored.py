@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -74,6 +75,10 @@ class Stored:
         spec = AnnotationSpec.checked(config.get("kind"), config.get("classes") or [], where)
         member = str(config.get("member", JSON)).lower()
         field = str(config.get("field", f"annotations.{name}" if member == JSON else ""))
+        if field and member != JSON:
+            raise ConfigError(
+                f"{where}: field is {field!r}, but member {member!r} has no fields; drop one"
+            )
         values = _check_values(spec, member, config.get("values"), where)
         return cls(name, spec, member, field, values)
 
@@ -85,7 +90,7 @@ class Stored:
             config |= {"values": list(self.values)} if self.values else {}
         return config
 
-    @property
+    @cached_property
     def mask_members(self) -> dict[str, str]:
         """In our own way of storing masks: class -> ending of its mask's member."""
         if self.spec.kind == "segmentation" and self.member == JSON:
@@ -93,7 +98,12 @@ class Stored:
             return {c: mask_member(self.name, c).lower() for c in self.spec.classes}
         return {}
 
-    def value(self, read: Read, where: str) -> Any | None:
+    @cached_property
+    def place(self) -> str:
+        """Where in a sample it lies, for messages."""
+        return f"json field {self.field!r}" if self.member == JSON else f"member {self.member!r}"
+
+    def value(self, read: Read, where: str = "") -> Any | None:
         """The sample's value in the forms of `datamodules.annotations`; None: not annotated.
 
         Raises:
@@ -102,28 +112,31 @@ class Stored:
         data = read(self.member)
         if data is None:
             return None
-        where = f"{where}, field {self.field or self.member!r}"
+        where = _at(where, self.place)
         if self.values:
             return {"known": list(self.spec.classes)}
         raw = _lookup(parse_json(data, where), self.field) if self.member == JSON else _text(data)
         return None if raw is None else _FORMS[self.spec.kind](self.spec, raw, where)
 
-    def masks(self, value: Any, read: Read, where: str) -> dict[str, np.ndarray]:
+    def masks(self, value: Any, read: Read, where: str = "") -> dict[str, np.ndarray]:
         """class -> (H, W) uint8 mask; a known class without one is empty."""
         if self.spec.kind != "segmentation":
             return {}
+        place = _at(where, self.place)
         if self.values:
             data = read(self.member)
-            return self._split(decode_label_map(data or b"", where), where)
+            return self._split(decode_label_map(data or b"", place), place)
         found = {}
         for name, rles in value.get("rles", {}).items():
-            planes = [decode_rle(rle, f"{where}, class {name!r}") for rle in rles]
+            planes = [decode_rle(rle, f"{place}, class {name!r}") for rle in rles]
             if len({plane.shape for plane in planes}) > 1:
-                raise ConfigError(f"{where}: the RLEs of {name!r} are of different sizes")
+                raise ConfigError(
+                    f"{place}: the RLEs of {name!r} are of different sizes; export them again"
+                )
             found[name] = np.bitwise_or.reduce(planes)
         for name, member in self.mask_members.items():
             if (data := read(member)) is not None:
-                found[name] = decode_mask(data, f"{where}, member {member!r}")
+                found[name] = decode_mask(data, _at(where, f"member {member!r}"))
         return found
 
     def _split(self, label_map: np.ndarray, where: str) -> dict[str, np.ndarray]:
@@ -138,14 +151,19 @@ class Stored:
         }
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
+def _at(where: str, place: str) -> str:
+    return f"{where}, {place}" if where else place
+
+
+def parse_json(data: bytes, where: str = "") -> dict[str, Any]:
     """A JSON object; ConfigError for anything else, however it is broken."""
+    where = f"{where}: " if where else ""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: the json cannot be read ({error}); replace it") from error
+        raise ConfigError(f"{where}the json cannot be read ({error}); replace it") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{where}: the json is a {type(content).__name__}; expected an object")
+        raise ConfigError(f"{where}the json is a {type(content).__name__}; expected an object")
     return content
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ark.cycle import Cycle
-from ark.seeds import seed_of
+from ark.seeds import seed_at, seed_of
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.collate import BatchBuilder
 from datamodules.order import Order, rank_positions, rank_share
 from datamodules.prefetch import AHEAD, Prefetcher
-from datamodules.shards import Address, BadSample, Sample, ShardReader
+from datamodules.shards import BadSample, Sample, ShardReader, StoredSample
 from datamodules.transforms import Augment, Transform
 
 OnBad = Literal["error", "skip"]
@@ -38,9 +38,10 @@ class TaskData:
         self.lengths = reader.index.annotated(split, spec.name)  # (S,) samples of each shard
         self.size = int(self.lengths.sum())
 
-    def read(self, shard: int, ordinal: int, min_side: int) -> Sample:
+    def read(self, shard: int, ordinal: int) -> Sample:
         """The `ordinal`-th of this task's samples in `shard`; BadSample where it is damaged."""
-        rows = self.reader.table(self.split, shard).annotated.get(self.spec.name, ())
+        found = self.reader.shard(self.split, shard)
+        rows = found.table.annotated.get(self.spec.name, ())
         if len(rows) != self.lengths[shard]:
             file = self.reader.index.split(self.split).shards[shard].file
             raise BadSample(
@@ -48,8 +49,7 @@ class TaskData:
                 f"{self.lengths[shard]}; index the tars anew",
                 "shard",
             )
-        at = Address(self.split, shard, int(rows[ordinal]))
-        return self.reader.read(at, self.spec.name, min_side)
+        return self.reader.load(StoredSample(found, int(rows[ordinal])), self.spec.name)
 
     def locate(self, numbers: range) -> list[tuple[int, int]]:
         """(shard, ordinal) of samples by number."""
@@ -100,6 +100,7 @@ class TrainBatches(Dataset[Batch | Failed]):
         self.orders = {
             key: Order(data.lengths, seed, key, share.batch_size) for key, data in tasks.items()
         }
+        self.seeds = {key: seed_of("augment", seed, key) for key in tasks}
         self.transforms = {
             key: Transform(data.spec.kind, image_size, augment) for key, data in tasks.items()
         }
@@ -111,13 +112,15 @@ class TrainBatches(Dataset[Batch | Failed]):
         self._prefetch(item)
         key, positions = self.at(item)
         shards, ordinals = self.orders[key].locate(positions)
-        loaded = BatchBuilder(self.transforms[key])
+        data, builder = self.tasks[key], BatchBuilder(self.transforms[key], len(positions))
+        # all are read before one is decoded: each stage's code stays in the processor's cache
+        found = [_read(data, *place) for place in zip(shards, ordinals, strict=True)]
         try:
-            for position, shard, ordinal in zip(positions, shards, ordinals, strict=True):
-                self._load(loaded, key, position, int(shard), int(ordinal))
+            for position, sample in zip(positions, found, strict=True):
+                self._add(builder, key, position, sample)
         except ConfigError as error:
             return Failed(str(error))
-        return loaded.batch(key, list(positions))
+        return builder.batch(key, list(positions))
 
     def at(self, item: int) -> tuple[str, range]:
         """The task of micro-batch `item` and this rank's positions in its stream."""
@@ -140,28 +143,27 @@ class TrainBatches(Dataset[Batch | Failed]):
                 shards = np.unique(self.orders[key].locate(positions)[0])
                 self.prefetcher.want(data.reader, data.split, shards.tolist())
 
-    def _load(
-        self, loaded: BatchBuilder, key: str, position: int, shard: int, ordinal: int
+    def _add(
+        self, builder: BatchBuilder, key: str, position: int, sample: Sample | BadSample
     ) -> None:
         """Adds the sample of `position`, or one drawn in its place; the seed is the position's."""
-        data, seed = self.tasks[key], seed_of("augment", self.seed, key, position)
+        data, seed = self.tasks[key], seed_at(self.seeds[key], position)
         for draw in range(_MOST_DRAWS):
             try:
-                sample = data.read(shard, ordinal, self.transforms[key].size)
-                break
+                builder.add(sample, data.reader, seed)
+                return
             except BadSample as error:
                 if self.on_bad == "error":
                     raise
                 if draw == 0:  # a bad substitute is not counted: its own position will be
-                    loaded.skip(position, error)
+                    builder.skip(position, error)
             substitute = seed_of("substitute", self.seed, key, position, draw) % data.size
             (shard,), (ordinal,) = self.orders[key].locate(range(substitute, substitute + 1))
-        else:
-            raise ConfigError(
-                f"task {key}: {_MOST_DRAWS} samples in a row could not be used; the last: "
-                f"{loaded.skipped[-1].message}"
-            )
-        loaded.add(sample, seed)
+            sample = _read(data, shard, ordinal)
+        raise ConfigError(
+            f"task {key}: {_MOST_DRAWS} samples in a row could not be used; the last: "
+            f"{builder.skipped[-1].message}"
+        )
 
 
 class EvalBatches(Dataset[Batch | Failed]):
@@ -195,12 +197,20 @@ class EvalBatches(Dataset[Batch | Failed]):
             if later.reader.remote:
                 shards = {shard for shard, _ in later.locate(some)}
                 self.prefetcher.want(later.reader, later.split, shards)
-        loaded = BatchBuilder(self.transforms[data.spec.key])
-        for number, (shard, ordinal) in zip(numbers, data.locate(numbers), strict=True):
+        builder = BatchBuilder(self.transforms[data.spec.key], len(numbers))
+        found = [_read(data, *place) for place in data.locate(numbers)]
+        for number, sample in zip(numbers, found, strict=True):
             try:
-                loaded.add(data.read(shard, ordinal, loaded.transform.size), 0)
+                builder.add(sample, data.reader, 0)
             except BadSample as error:
                 if self.on_bad == "error":
                     return Failed(str(error))
-                loaded.skip(number, error)
-        return loaded.batch(data.spec.key, list(numbers))
+                builder.skip(number, error)
+        return builder.batch(data.spec.key, list(numbers))
+
+
+def _read(data: TaskData, shard: int, ordinal: int) -> Sample | BadSample:
+    try:
+        return data.read(int(shard), int(ordinal))
+    except BadSample as error:
+        return error

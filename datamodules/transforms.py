@@ -66,6 +66,11 @@ class Transform:
         if augment is not None and (steps := _photometric(augment)):
             self._photometric = A.Compose(steps)
 
+    @property
+    def two_views(self) -> bool:
+        """Whether the teacher's view may differ from the student's."""
+        return self._photometric is not None
+
     def __call__(
         self, image: np.ndarray, annotation: Any, seed: int, stored: tuple[int, int]
     ) -> View:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ark.types import ConfigError
 from datamodules.hashes import sha256_of_bytes
-from datamodules.index import Shard, ShardIndex
+from datamodules.index import INFO_FILE, Shard, ShardIndex
 from datamodules.indexing import Indexer, scan_all
-from datamodules.scanning import Fault, Scan
+from datamodules.scanning import Fault, Scan, counted, scan_shard
 from datamodules.shard_table import table_file
+from datamodules.storage import LocalFolder, Storage
+from datamodules.stored import Stored
 
 _SHOWN = 20  # faults that are printed; a CSV has them all
+_ANEW = "index the tars anew"
+_AGAIN = "copy it again, or index the tars anew"
 
 
 def validate_index(index: ShardIndex, workers: int = 0) -> Indexer:
@@ -27,59 +30,83 @@ def validate_index(index: ShardIndex, workers: int = 0) -> Indexer:
         what the tars hold; `faults` says what is wrong with them or with their index.
     """
     indexer = Indexer(index.name, index.stored)
-    found: list[tuple[str, Shard]] = []
-    jobs: list[tuple[Any, ...]] = []
-    for split, part in index.splits.items():
-        for shard in part.shards:
-            try:
-                path = index.storage.fetch(shard.file, size=shard.bytes, sha256=shard.sha256)
-            except (ConfigError, OSError) as error:
-                indexer.faults.append(Fault(shard.file, "", "", str(error)))
-                continue
-            found.append((split, shard))
-            jobs.append((path, shard.file, index.stored, True))
-    for (split, shard), scan in zip(found, scan_all(jobs, workers), strict=True):
+    shards = [(split, shard) for split, part in index.splits.items() for shard in part.shards]
+    jobs = [(index.storage, shard, index.stored) for _, shard in shards]
+    for (split, shard), scan in zip(shards, scan_all(_scan, jobs, workers), strict=True):
+        if isinstance(scan, Fault):
+            indexer.faults.append(scan)
+            continue
+        before = len(indexer.faults)
+        indexer.check_across(split, scan)
         table = indexer.add(split, scan)
-        indexer.faults += _against_index(index, shard, scan, table)
-    indexer.faults += _counts(index, indexer)
+        sound = len(indexer.faults) == before
+        indexer.faults += _against_index(index, shard, scan, table if sound else None)
+    indexer.faults += _twice(index)
+    if not indexer.faults:
+        indexer.faults += _counts(index, indexer)
     return indexer
 
 
-def _against_index(index: ShardIndex, shard: Shard, scan: Scan, table: str) -> Iterator[Fault]:
-    if scan.sha256 != shard.sha256:
-        yield Fault(shard.file, "", "", "its sha256 is not the one that the index states")
+def _scan(storage: Storage, shard: Shard, stored: Mapping[str, Stored]) -> Scan | Fault:
+    """Fetched only now, for the cache may not hold all tars at once."""
     try:
-        path = index.storage.fetch(table_file(shard.file), size=shard.table_bytes)
-        stated = path.read_bytes()
+        if isinstance(storage, LocalFolder):  # of whatever size, to tell what is in it too
+            path = storage.fetch(shard.file)
+        else:
+            path = storage.fetch(shard.file, size=shard.bytes, sha256=shard.sha256)
     except (ConfigError, OSError) as error:
-        yield Fault(shard.file, "", "table", str(error))
+        return Fault(shard.file, "", "", str(error))
+    return scan_shard(path, shard.file, stored, deep=True)
+
+
+def _against_index(
+    index: ShardIndex, shard: Shard, scan: Scan, table: str | None
+) -> Iterator[Fault]:
+    """`table`: what the shard's table must be, where its samples are sound."""
+    if scan.sha256 and scan.bytes != shard.bytes:
+        problem = f"{scan.bytes} bytes, the index states {shard.bytes}; {_AGAIN}"
+        yield Fault(shard.file, "", "", problem)
+    elif scan.sha256 and scan.sha256 != shard.sha256:
+        yield Fault(
+            shard.file, "", "", f"its sha256 is not the one that the index states; {_AGAIN}"
+        )
+    file = table_file(shard.file)
+    try:
+        stated = index.storage.fetch(file, size=shard.table_bytes).read_bytes()
+    except (ConfigError, OSError) as error:
+        yield Fault(shard.file, "", file, f"{error}; or index the tars anew")
         return
     if sha256_of_bytes(stated) != shard.table_sha256:
-        yield Fault(shard.file, "", "table", "its sha256 is not the one that the index states")
-    if stated != table.encode() and not scan.faults:
-        yield Fault(shard.file, "", "table", "it does not say what the tar holds; index it anew")
+        yield Fault(
+            shard.file, "", file, f"its sha256 is not the one that the index states; {_AGAIN}"
+        )
+    elif table is not None and scan.sha256 == shard.sha256 and stated != table.encode():
+        yield Fault(shard.file, "", file, "it does not say what the tar holds; index the tar anew")
+
+
+def _twice(index: ShardIndex) -> Iterator[Fault]:
+    times = Counter(shard.file for part in index.splits.values() for shard in part.shards)
+    for file in (file for file, count in times.items() if count > 1):
+        yield Fault(file, "", "", f"the index names it {times[file]} times; {_ANEW}")
 
 
 def _counts(index: ShardIndex, indexer: Indexer) -> Iterator[Fault]:
-    """Numbers of the index that are not those of the tars; only where all tars are sound."""
-    if indexer.faults:
-        return
+    """Numbers of the index that are not those of the tars, all of which are sound."""
     for split, part in indexer.index(index.storage).splits.items():
-        stated_part = index.splits[split]
-        for shard, stated_shard in zip(part.shards, stated_part.shards, strict=True):
-            if shard.samples != stated_shard.samples:
-                problem = f"the index says {stated_shard.samples} samples, it has {shard.samples}"
+        stated = index.splits[split]
+        for shard, said in zip(part.shards, stated.shards, strict=True):
+            if shard.samples != said.samples:
+                problem = f"{shard.samples} samples, the index states {said.samples}; {_ANEW}"
                 yield Fault(shard.file, "", "", problem)
         for annotation, carry in part.annotated.items():
-            if not np.array_equal(carry, stated_part.annotated[annotation]):
-                problem = "the index misstates how many samples of each shard carry it"
-                yield Fault(f"{split} split", "", annotation, problem)
+            if not np.array_equal(carry, stated.annotated[annotation]):
+                problem = f"split {split}: misstates how many samples of each tar carry it; {_ANEW}"
+                yield Fault(INFO_FILE, "", annotation, problem)
         for annotation, classes in part.counts.items():
             for name, counts in classes.items():
-                stated = index.splits[split].counts.get(annotation, {}).get(name)
-                if stated != counts:
-                    problem = f"{name}: the index counts {stated}, the tars hold {counts}"
-                    yield Fault(f"{split} split", "", annotation, problem)
+                if (then := stated.counts.get(annotation, {}).get(name)) != counts:
+                    problem = f"split {split}, {name!r}: states {then}, the tars hold {counts}; "
+                    yield Fault(INFO_FILE, "", annotation, problem + _ANEW)
 
 
 def summary(indexer: Indexer) -> list[str]:
@@ -87,11 +114,14 @@ def summary(indexer: Indexer) -> list[str]:
     lines = []
     if sizes := indexer.sizes:
         by_area = sorted(sizes, key=lambda size: size[0] * size[1])
-        smallest, largest = by_area[0], by_area[-1]
         (height, width), times = sizes.most_common(1)[0]
+        often = f"{width}x{height} pixels (width x height)"
+        smallest, largest = (f"{size[1]}x{size[0]}" for size in (by_area[0], by_area[-1]))
         lines.append(
-            f"images: {smallest[1]}x{smallest[0]} to {largest[1]}x{largest[0]} pixels (width x "
-            f"height), {len(sizes)} sizes; most often {width}x{height} ({times} of {sizes.total()})"
+            f"image sizes: {counted(len(sizes), 'size')}, {smallest} to {largest}; most often "
+            f"{often}: {times} of {sizes.total()} images"
+            if len(sizes) > 1
+            else f"image sizes: all {times} are {often}"
         )
     if indexer.unread:
         endings = ", ".join(f"{count} .{end}" for end, count in indexer.unread.most_common(8))
@@ -99,18 +129,27 @@ def summary(indexer: Indexer) -> list[str]:
     return lines
 
 
-def tell_faults(faults: list[Fault], report: Path | None) -> str:
-    """The first faults as text, and all of them in a CSV where `report` names one."""
-    kinds = Counter(fault.shard for fault in faults)
-    lines = [f"{len(faults)} faults in {len(kinds)} shards:"]
-    for shard, key, name, problem in faults[:_SHOWN]:
-        lines.append("  " + ": ".join(part for part in (shard, key, name, problem) if part))
+def tell_faults(faults: list[Fault]) -> str:
+    """The first faults, one a line."""
+    lines = [f"  {fault}" for fault in faults[:_SHOWN]]
     if len(faults) > _SHOWN:
-        lines.append(f"  ... and {len(faults) - _SHOWN} more; --report FILE.csv writes them all")
-    if report is not None:
-        with report.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Fault._fields)
-            writer.writerows(faults)
-        lines.append(f"all of them are in {report}")
+        lines.append(f"  ... and {len(faults) - _SHOWN} more; `--report FILE.csv` writes all")
     return "\n".join(lines)
+
+
+def count_faults(faults: list[Fault]) -> str:
+    shards = len({fault.shard for fault in faults})
+    return f"{counted(len(faults), 'fault')} in {counted(shards, 'file')}"
+
+
+def write_report(path: Path, faults: Mapping[str, list[Fault]]) -> None:
+    """Dataset -> its faults, as a CSV; ConfigError where it cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("dataset", *Fault._fields))
+            writer.writerows((name, *fault) for name, mine in faults.items() for fault in mine)
+    except OSError as error:
+        raise ConfigError(
+            f"report {str(path)!r}: {error}; name a file in a folder that exists"
+        ) from error

@@ -133,7 +133,7 @@ def test_another_meaning_of_the_classes_is_refused(recipe: Path, tmp_path, capsy
     class."""
     options = ["--config", recipe, "--run.name=classes", "--run.baseline=false"]
     ark("fit", *options, "--trainer.max_steps=1", "--run.checkpoint_every=1")
-    index = recipe.parent / "shards" / "tiny_findings" / "index.json"
+    index = recipe.parent / "shards" / "tiny_findings" / "_info.json"
     text = index.read_text()
     content = json.loads(text)
     content["annotations"]["findings"]["classes"].reverse()

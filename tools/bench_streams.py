@@ -44,7 +44,7 @@ from datamodules.images import decode_image, encode_jpeg, encode_png
 from datamodules.index import ShardIndex
 from datamodules.loader import FromStep, StepLoader
 from datamodules.phantoms import PhantomSource
-from datamodules.shards import Address, ShardReader
+from datamodules.shards import ShardReader
 from datamodules.sources.base import Source, SourceSample
 from datamodules.stream import Share, TaskData, TrainBatches
 from datamodules.transforms import Augment, Transform
@@ -240,19 +240,18 @@ def where_time_goes(setting: Setting) -> None:
     still, moving = (Transform("multilabel", size, augment) for augment in (STILL, Augment()))
     geometry = Transform("multilabel", size, Augment(brightness=0, gamma=0))
     places = [(s, n) for s, length in enumerate(data.lengths) for n in range(length)]
-    rows = data.reader.table("train", 0).annotated["findings"]
-    contents = [data.reader.open(Address("train", 0, int(r))).member("image") for r in rows]
-    samples = [data.read(*place, size) for place in places[: len(rows)]]
-    stages = {
-        "read: shards, json, labels, decode": lambda i: data.read(*places[i], size),
-        "  of which decode": lambda i: decode_image(contents[i] or b"", "", min_side=size),
-        "resize": lambda i: still(samples[i].image, samples[i].annotation, i, samples[i].size),
-        "  + geometry": lambda i: geometry(
-            samples[i].image, samples[i].annotation, i, samples[i].size
-        ),
-        "  + brightness, gamma": lambda i: moving(
-            samples[i].image, samples[i].annotation, i, samples[i].size
-        ),
+    samples = [data.read(*place) for place in places]
+    images = [data.reader.decode(sample, size) for sample in samples]
+
+    def view(transform: Transform) -> Callable[[int], object]:
+        return lambda i: transform(images[i], samples[i].annotation, i, samples[i].size)
+
+    stages: dict[str, Callable[[int], object]] = {
+        "read: order, tar, checksum, json, labels": lambda i: data.read(*places[i]),
+        "decode": lambda i: data.reader.decode(samples[i], size),
+        "resize": view(still),
+        "resize + geometry": view(geometry),
+        "resize + geometry + brightness, gamma": view(moving),
     }
     found = {}
     for name, stage in stages.items():

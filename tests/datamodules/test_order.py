@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ark.seeds import seed_of
+from ark.seeds import seed_at, seed_of
 from datamodules.order import Order, rank_positions, rank_share
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
@@ -127,7 +127,7 @@ def test_the_world_may_be_larger_than_the_number_of_shards() -> None:
 def test_the_order_is_the_recorded_one() -> None:
     """A run resumed after an upgrade of numpy goes on with the same samples, or this fails."""
     found = pairs(Order([5, 3], 0, "a/b", 4), range(8, 16))
-    assert found == []
+    assert found == [(1, 1), (1, 2), (1, 0), (0, 4), (0, 3), (0, 1), (0, 2), (0, 0)]
 
 
 def test_an_empty_stream_is_refused() -> None:
@@ -137,6 +137,11 @@ def test_an_empty_stream_is_refused() -> None:
 
 def test_seeds_are_the_same_everywhere_and_differ_by_what_they_are_for() -> None:
     assert seed_of("order", 0, "a/b", 1) == 5352019207593852426
-    seeds = Counter(seed_of("augment", 0, "a", p) for p in range(1000))
+    seeds = Counter(seed_at(base, p) for base in (0, 1, 2**62) for p in range(10_000))
     assert max(seeds.values()) == 1
     assert all(0 <= seed < 2**63 for seed in seeds)
+    ones = sum(seed.bit_count() for seed in seeds) / len(seeds)
+    assert ones == pytest.approx(31.5, abs=0.1)
+    # the first outputs of splitmix64 seeded with 1234567, as published with it
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [seed_at(1234567, p) for p in range(3)] == [number >> 1 for number in published]

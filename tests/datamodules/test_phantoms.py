@@ -122,7 +122,7 @@ def test_every_class_appears_and_some_labels_are_unknown():
 @pytest.mark.parametrize("size", [96, 160, 192, 224])
 def test_any_size(size):
     sample = PhantomSource("boxes", size=size).sample("train", 1)
-    assert decode_image(sample.image, "x").shape == (size, size, 3)
+    assert decode_image(sample.image, "x").shape == (size, size, 1)
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,14 @@ def addresses(index, split="train"):
     return {
         key: Address(split, shard, row)
         for shard in range(len(index.splits[split].shards))
-        for row, key in enumerate(reader.table(split, shard).keys)
+        for row, key in enumerate(reader.shard(split, shard).table.keys)
     }
 
 
 def carriers(index, annotation, split="train"):
     """Keys of the samples that carry an annotation."""
     reader = ShardReader(index)
-    tables = [reader.table(split, n) for n in range(len(index.splits[split].shards))]
+    tables = [reader.shard(split, n).table for n in range(len(index.splits[split].shards))]
     return [table.keys[row] for table in tables for row in table.annotated[annotation]]
 
 
@@ -97,7 +97,8 @@ def test_reader_gives_what_the_files_hold(index, folder):
     reader, at = ShardReader(index), addresses(index)
     sample = reader.read(at["a"], "findings")
     gray = np.array(Image.open(folder.path("images/a.jpg")))
-    np.testing.assert_array_equal(sample.image, gray[..., None])
+    np.testing.assert_array_equal(reader.decode(sample), gray[..., None])
+    assert reader.decode(sample, min_side=20).shape[0] in range(20, len(gray) + 1)
     assert sample.size == gray.shape
     colour = np.array(Image.open(folder.path("images/b.jpg")))
     np.testing.assert_array_equal(reader.image(at["b"]), colour)
@@ -124,9 +125,7 @@ def test_reader_gives_masks_and_what_is_known(index, folder):
 
 
 def test_an_annotation_that_a_sample_lacks_is_an_error(index):
-    with pytest.raises(
-        BadSample, match=r"train-000000\.tar: sample 'c_1' has no annotation 'view'"
-    ):
+    with pytest.raises(BadSample, match=r"train-000000\.tar: sample .c_1.: no annotation .view."):
         ShardReader(index).read(addresses(index)["c_1"], "view")
 
 
@@ -135,7 +134,9 @@ def test_reader_pickles_and_takes_no_open_file_along(index):
     before = reader.read(at, "organs")
     assert len(pickle.dumps(reader)) < 10_000
     twin = pickle.loads(pickle.dumps(reader))
-    np.testing.assert_array_equal(twin.read(at, "organs").image, before.image)
+    after = twin.read(at, "organs")
+    assert (after.data, after.key) == (before.data, before.key)
+    np.testing.assert_array_equal(after.annotation.masks, before.annotation.masks)
 
 
 def test_webdataset_reads_the_tars(index, folder):
@@ -276,7 +277,7 @@ def test_loading_names_what_is_wrong(index):
 def test_damaged_tars_are_noticed(index):
     tar, at = folder_of(index) / "val-000000.tar", Address("val", 0, 0)
     data = bytearray(tar.read_bytes())
-    offset = ShardReader(index).table("val", 0).members["image"][0, 0]
+    offset = ShardReader(index).shard("val", 0).table.members["image"][0, 0]
     data[offset + 30] ^= 1
     tar.write_bytes(data)
     with pytest.raises(BadSample, match=r"val-000000\.tar: sample 'e', member 'image'.*damaged"):
