@@ -12,6 +12,8 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   shards write    turn a dataset's source into tar shards with an index
+  shards index    make the index of tars that exist, also of other tools'
+  shards validate check every tar, image and annotation
   shards inspect  say and show what is inside shards
 """
 
@@ -32,7 +34,9 @@ def _run(command: str) -> None:
     # Imported here: `ark --help` answers at once, and shards need no torch.
     if command in ("fit", "validate", "test"):
         from ark.cli import ArkCLI
+        from ark.memory import keep_freed_memory
 
+        keep_freed_memory()
         ArkCLI()
     elif command == "shards":
         from datamodules.commands import shards

@@ -74,6 +74,11 @@ class AnnotationSpec:
             )
         return cls(kind, tuple(names))
 
+    @property
+    def spatial(self) -> bool:
+        """Whether it says where in the image something is."""
+        return self.kind in ("detection", "segmentation")
+
     def index(self, name: Any, where: str) -> int:
         """The position of class `name`; ConfigError where it is not one of the classes."""
         try:

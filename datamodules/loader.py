@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,3 +62,4 @@ def quiet_worker(_: int) -> None:
     """One thread a worker: OpenCV's and torch's pools would fight the trainer's."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    gc.freeze()  # what the trainer made is no garbage of ours: not to be searched, nor copied

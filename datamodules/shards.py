@@ -53,7 +53,7 @@ class Sample(NamedTuple):
 
     origin: StoredSample
     data: bytes  # the image as it is stored
-    size: tuple[int, int]  # (H, W) of the image
+    size: tuple[int, int]  # (H, W) of the image; (0, 0) where the annotation needs none
     annotation: Annotation  # in pixels of the image
 
     @property
@@ -90,7 +90,7 @@ class ShardReader:
                 raise ConfigError(f"no annotation {annotation!r}; {CHECK}")
             masks = stored.masks(value, found.member)
             reason = "image"
-            size = image_size(data, "image")
+            size = image_size(data, "image") if stored.spec.spatial else (0, 0)
             reason = "annotation"
             arrays = to_arrays(stored.spec, value, masks, size, stored.place)
         except BadSample:
