@@ -33,10 +33,10 @@ def main() -> None:
 def _run(command: str) -> None:
     # Imported here: `ark --help` answers at once, and shards need no torch.
     if command in ("fit", "validate", "test"):
+        from ark import memory
         from ark.cli import ArkCLI
-        from ark.memory import keep_freed_memory
 
-        keep_freed_memory()
+        memory.settle()
         ArkCLI()
     elif command == "shards":
         from datamodules.commands import shards

@@ -46,10 +46,11 @@ class BatchBuilder:
         if isinstance(sample, BadSample):
             raise sample
         image = reader.decode(sample, self.transform.size)
-        view = self.transform(image, sample.annotation, seed, sample.size)
-        self._student.add(view.student)
+        room = self._student.room()
+        view = self.transform(image, sample.annotation, seed, sample.size, room)
         if view.teacher is not None and self.transform.two_views:
-            self._teacher.add(view.teacher)
+            self._teacher.add(view.teacher)  # first: it may lie where the student's view goes
+        self._student.add(view.student)
         self._annotations.append(view.annotation)
         self.keys.append(sample.key)
         self.seeds.append(seed)
@@ -80,6 +81,12 @@ class _Stack:
         self.count, self.size, self.filled = count, size, 0
         self.array = np.empty((0, 1, size, size), np.uint8)
 
+    def room(self) -> np.ndarray | None:
+        """Where the next image goes, (S, S), while all are gray."""
+        if len(self.array) > self.filled and self.array.shape[1] == 1:
+            return self.array[self.filled, 0]
+        return None
+
     def add(self, image: np.ndarray) -> None:
         channels = image.shape[2]
         if not self.filled:
@@ -88,7 +95,7 @@ class _Stack:
             self.array = np.repeat(self.array, channels, axis=1)
         if channels == len(self.array[0]) > 1:
             cv2.split(image, list(self.array[self.filled]))  # a ninth of the time of numpy's way
-        else:
+        elif not np.may_share_memory(image, self.array):  # else it was made in its place
             self.array[self.filled] = image.transpose(2, 0, 1)
         self.filled += 1
 

@@ -17,7 +17,7 @@ from ark.types import ConfigError, TaskSpec
 from datamodules.images import check_window
 from datamodules.index import INFO_FILE, ShardIndex
 from datamodules.sources.base import Source
-from datamodules.storage import CacheConfig
+from datamodules.storage import CacheConfig, LocalFolder, open_storage
 from datamodules.stored import Stored
 from datamodules.writing import write_shards
 
@@ -80,8 +80,9 @@ def prepare(dataset: DatasetConfig, cache: CacheConfig = CacheConfig()) -> Shard
         ConfigError: no shards and a source that must be read by hand, or shards that were written
             from another source than the YAML now states. The message holds the command to run.
     """
-    if "://" not in dataset.shards:
-        _write_where_missing(dataset, Path(dataset.shards))
+    storage = open_storage(dataset.shards, cache)
+    if isinstance(storage, LocalFolder):
+        _write_where_missing(dataset, storage.folder)
     index = ShardIndex.load(dataset.shards, cache)
     if index.name != dataset.name:
         raise ConfigError(

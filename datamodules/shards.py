@@ -171,7 +171,8 @@ class ShardReader:
             table = ShardTable.parse(text, shard.bytes, str(path))
             descriptor = open_file(storage, shard.file, size=shard.bytes, sha256=shard.sha256)
         except (ConfigError, OSError) as error:
-            raise BadSample(f"{where}: {error}", "shard") from error
+            said = str(error) if str(error).startswith(where) else f"{where}: {error}"
+            raise BadSample(said, "shard") from error
         return OpenShard(where, descriptor, table)
 
 

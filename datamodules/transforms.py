@@ -72,7 +72,12 @@ class Transform:
         return self._photometric is not None
 
     def __call__(
-        self, image: np.ndarray, annotation: Any, seed: int, stored: tuple[int, int]
+        self,
+        image: np.ndarray,
+        annotation: Any,
+        seed: int,
+        stored: tuple[int, int],
+        out: np.ndarray | None = None,
     ) -> View:
         """
         Args:
@@ -80,8 +85,10 @@ class Transform:
             annotation: as the shard reader gives it, in pixels of the stored image.
             seed: decides everything random; the same seed gives the same view.
             stored: (H, W) of the stored image, of which `image` may be a smaller decoding.
+            out: (S, S) uint8 that a gray image may be resized into; the student's view then
+                shares its memory, unless augmentation moves it on.
         """
-        plain = _resize(image, self.size)
+        plain = _resize(image, self.size, out)
         annotation = self._resize_annotation(annotation, stored)
         if self._geometric is not None:
             self._geometric.set_random_seed(seed % 2**32)
@@ -119,13 +126,14 @@ class Transform:
         return self._geometric(image=image)["image"], annotation
 
 
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
+def _resize(image: np.ndarray, size: int, out: np.ndarray | None) -> np.ndarray:
     if image.shape[:2] == (size, size):
         return image
     # below a factor of two bilinear skips no pixel either, in a fifth of the time
     shrink = max(image.shape[:2]) / size
     method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
-    return cv2.resize(image, (size, size), interpolation=method).reshape(size, size, -1)
+    room = out if image.shape[2] == 1 else None
+    return cv2.resize(image, (size, size), room, interpolation=method).reshape(size, size, -1)
 
 
 def _resize_mask(mask: np.ndarray, size: int) -> np.ndarray:

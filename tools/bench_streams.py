@@ -37,8 +37,8 @@ from PIL import Image
 from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from ark import memory
 from ark.cycle import Cycle, Phase
-from ark.memory import keep_freed_memory
 from ark.types import TaskSpec
 from datamodules.annotations import AnnotationSpec
 from datamodules.images import decode_image, encode_jpeg, encode_png
@@ -312,7 +312,7 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    keep_freed_memory()  # for all contestants
+    memory.settle()  # for all contestants
     print(f"{os.cpu_count()} cores; python {sys.version.split()[0]}, torch {torch.__version__}")
     shapes = (
         ("224 from 512 px JPEG", 512, 224, options.samples, False),

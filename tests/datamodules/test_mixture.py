@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import torch
 from commands import DATASETS, TASKS, write_recipe
+from sources import ListSource
 
-from ark.cycle import CycleConfig, Phase
-from ark.types import Batch, ConfigError
+from ark.cycle import Cycle, CycleConfig, Phase
+from ark.types import Batch, ConfigError, TaskSpec
+from datamodules.annotations import AnnotationSpec
 from datamodules.config import DatasetConfig, load_datasets
+from datamodules.images import encode_png
 from datamodules.loader import FromStep
 from datamodules.mixture import Mixture
-from datamodules.shards import Address
-from datamodules.stream import EvalBatches, Share, TrainBatches
-from datamodules.transforms import Augment
+from datamodules.shards import Address, ShardReader
+from datamodules.sources import SourceSample
+from datamodules.stream import EvalBatches, Share, TaskData, TrainBatches
+from datamodules.transforms import Augment, Transform
+from datamodules.writing import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +136,42 @@ def test_a_split_without_samples_is_an_error(datasets) -> None:
     mixture = make(datasets)
     with pytest.raises(ConfigError, match="no split 'holdout'"):
         mixture.data(TASKS[0], "holdout")
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(0, 0, 0, 0, 0),
+        Augment(0, 0, 0, brightness=0.4, gamma=40),
+        Augment(20, 0.1, 0.2, 0, 0),
+        Augment(20, 0.1, 0.2, 0.4, 40),
+    ],
+    ids=["still", "brightness", "geometry", "both"],
+)
+def test_a_batch_holds_the_views_of_its_samples(tmp_path: Path, augment: Augment) -> None:
+    """Views are made in the batch's own memory where that can be; colour may follow gray."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40, 48, *c), np.uint8) for c in ((), (), (3,), (), (3,))]
+    spec = AnnotationSpec("multiclass", ("a", "b"))
+    samples = [
+        SourceSample(f"k{n}", encode_png(image), (40, 48), {"label": "ab"[n % 2]})
+        for n, image in enumerate(images)
+    ]
+    index = write_shards(ListSource({"label": spec}, train=samples), "x", tmp_path / "x")
+    data = TaskData(TaskSpec("x", "label", "multiclass", spec.classes), ShardReader(index), "train")
+    cycle = Cycle([Phase("x/label", steps=4)], [4], 1)
+    found = TrainBatches(cycle, {"x/label": data}, Share(3), 0, 32, augment)
+    transform = Transform("multiclass", 32, augment)
+    channels = set()
+    for step in range(4):
+        batch = found[step]
+        channels.add(batch.images.shape[1])
+        for key, seed, student, teacher in zip(
+            batch.keys, batch.seeds, batch.images, batch.teacher_images, strict=True
+        ):
+            pixels = np.atleast_3d(images[int(key[1:])])
+            view = transform(pixels, 0, seed, (40, 48))
+            for seen, expected in ((student, view.student), (teacher, view.teacher)):
+                wide = np.broadcast_to(expected.transpose(2, 0, 1), seen.shape)
+                np.testing.assert_array_equal(seen.numpy(), wide)
+    assert channels == {1, 3} or channels == {3}

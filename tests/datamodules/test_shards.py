@@ -13,34 +13,19 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sources import ListSource
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
 from datamodules.images import encode_png
 from datamodules.index import INFO_FILE, ShardIndex
 from datamodules.shards import Address, BadSample, ShardReader
-from datamodules.sources import FolderSource, Source, SourceSample
+from datamodules.sources import FolderSource, SourceSample
 from datamodules.stored import mask_member
 from datamodules.validating import validate_index
 from datamodules.writing import write_shards
 
 GRAY = encode_png(np.arange(30, dtype=np.uint8).reshape(5, 6))
-
-
-class ListSource(Source):
-    """Samples given as a list per split."""
-
-    def __init__(self, specs, **splits):
-        self.specs, self.lists = specs, splits
-
-    def annotations(self):
-        return self.specs
-
-    def splits(self):
-        return {split: len(samples) for split, samples in self.lists.items()}
-
-    def samples(self, split):
-        return iter(self.lists[split])
 
 
 def view_sample(key, patient=None, view="PA"):
