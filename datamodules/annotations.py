@@ -9,7 +9,7 @@ multiclass    "PA"                                       int, index into classes
 detection     [{"class": "nodule", "bbox": [x, y, w, h]}]  Boxes
 segmentation  {"known": ["heart"]} and one PNG a class   Masks
 
-`datamodules.stored` brings what other tools store into these forms.
+`datamodules.tars.stored` brings what other tools store into these forms.
 """
 
 from __future__ import annotations

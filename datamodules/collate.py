@@ -20,7 +20,7 @@ from ark.types import (
     Skipped,
     Target,
 )
-from datamodules.shards import BadSample, Sample, ShardReader
+from datamodules.tars.shards import BadSample, Sample, ShardReader
 from datamodules.transforms import Transform
 
 

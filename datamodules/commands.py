@@ -18,20 +18,20 @@ from datamodules.config import (
     recorded,
     stored_annotations,
 )
-from datamodules.index import INFO_FILE, ShardIndex
-from datamodules.indexing import find_tars, index_shards
 from datamodules.inspect import describe
 from datamodules.inspect import picture as draw_picture
-from datamodules.scanning import Fault, counted
-from datamodules.storage import CacheConfig, LocalFolder
-from datamodules.validating import (
+from datamodules.tars.index import INFO_FILE, ShardIndex
+from datamodules.tars.indexing import find_tars, index_shards
+from datamodules.tars.scanning import Fault, counted
+from datamodules.tars.storage import CacheConfig, LocalFolder
+from datamodules.tars.validating import (
     count_faults,
     summary,
     tell_faults,
     validate_index,
     write_report,
 )
-from datamodules.writing import SHARD_BYTES, write_shards
+from datamodules.tars.writing import SHARD_BYTES, write_shards
 
 
 def shards(args: list[str]) -> None:

@@ -14,12 +14,12 @@ from yaml import YAMLError
 
 from ark.build import build, resolve
 from ark.types import ConfigError, TaskSpec
-from datamodules.images import check_window
-from datamodules.index import INFO_FILE, ShardIndex
+from datamodules.imaging.images import check_window
 from datamodules.sources.base import Source
-from datamodules.storage import CacheConfig, LocalFolder, open_storage
-from datamodules.stored import Stored
-from datamodules.writing import write_shards
+from datamodules.tars.index import INFO_FILE, ShardIndex
+from datamodules.tars.storage import CacheConfig, LocalFolder, open_storage
+from datamodules.tars.stored import Stored
+from datamodules.tars.writing import write_shards
 
 
 @dataclass
@@ -47,7 +47,7 @@ class DatasetConfig:
             where the shards exist.
         index: `{splits: {train: "train-*.tar", ...}, annotations: {...}}` of what
             `ark shards index` finds in tars that another tool wrote.
-        window: how pixels of more than 8 bits become 8; see `datamodules.images`.
+        window: how pixels of more than 8 bits become 8; see `datamodules.imaging.images`.
     """
 
     name: str

@@ -12,8 +12,8 @@ import numpy as np
 from ark.drawing import draw_boxes, draw_masks, show_image
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, Boxes, Masks
-from datamodules.index import ShardIndex
-from datamodules.shards import Address, ShardReader
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.shards import Address, ShardReader
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,10 +16,10 @@ from ark.ledger import Ledger
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.loader import BatchLoader, FromStep, StepLoader
-from datamodules.shards import ShardReader
 from datamodules.sources.base import SPLITS
-from datamodules.storage import CacheConfig
 from datamodules.stream import EvalBatches, OnBad, Share, TaskData, TrainBatches
+from datamodules.tars.shards import ShardReader
+from datamodules.tars.storage import CacheConfig
 from datamodules.transforms import Augment
 
 

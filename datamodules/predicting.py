@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ark.checkpoint import load_network
 from ark.network import Network
 from ark.types import BoxPrediction, ClassPrediction, ConfigError, MaskPrediction, TaskSpec
-from datamodules.images import decode_image, encode_png
+from datamodules.imaging.images import Window, check_window, decode_image, encode_png
 from datamodules.transforms import Transform
 
 log = logging.getLogger("ark")
@@ -38,6 +38,7 @@ def predict(
     score: float = 0.05,
     batch_size: int = 16,
     workers: int = 2,
+    window: str | list[float] = "auto",
 ) -> None:
     """Runs every head of a checkpoint on a folder of images.
 
@@ -55,6 +56,8 @@ def predict(
             score_threshold, whatever is asked for here.
         batch_size: images at once.
         workers: processes that decode.
+        window: how pixels of more than 8 bits become 8, as in the dataset's YAML: auto, header,
+            minmax, percentile, full or [low, high].
 
     Raises:
         ConfigError: no image in the folder, or no checkpoint.
@@ -62,7 +65,7 @@ def predict(
     network = load_network(checkpoint, which)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
-    folder = _Folder(Path(images), network.backbone.image_size)
+    folder = _Folder(Path(images), network.backbone.image_size, check_window(window, "window"))
     writer = _Writer(Path(output), network, threshold, score)
     loader = DataLoader(folder, batch_size, num_workers=workers, collate_fn=list)
     for items in tqdm(loader, desc="predict", unit="batch"):
@@ -85,8 +88,8 @@ class _Item:
 
 
 class _Folder(Dataset[_Item]):
-    def __init__(self, folder: Path, image_size: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, image_size: int, window: Window) -> None:
+        self.folder, self.window = folder, window
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not self.paths:
             raise ConfigError(f"images: no {', '.join(SUFFIXES)} file in {str(folder)!r}")
@@ -100,7 +103,7 @@ class _Folder(Dataset[_Item]):
         path = self.paths[index]
         name = path.relative_to(self.folder).as_posix()
         try:
-            image = decode_image(path.read_bytes(), name)
+            image = decode_image(path.read_bytes(), name, window=self.window)
         except (ConfigError, OSError) as error:
             return _Item(name, error=str(error))
         view = self.transform(image, None, 0, image.shape[:2]).student.transpose(2, 0, 1)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from datamodules.shards import ShardReader
+from datamodules.tars.shards import ShardReader
 
 AHEAD = 64  # batches of a rank: time for a shard to come while earlier ones are in use
 _THREADS = 4

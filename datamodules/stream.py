@@ -20,7 +20,7 @@ from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.collate import BatchBuilder
 from datamodules.order import Order, rank_positions, rank_share
 from datamodules.prefetch import AHEAD, Prefetcher
-from datamodules.shards import BadSample, Sample, ShardReader, StoredSample
+from datamodules.tars.shards import BadSample, Sample, ShardReader, StoredSample
 from datamodules.transforms import Augment, Transform
 
 OnBad = Literal["error", "skip"]

@@ -12,8 +12,8 @@ import torch
 from commands import ark, write_recipe
 
 from datamodules.config import load_datasets, prepare
-from datamodules.shards import Address, ShardReader
-from datamodules.stored import IMAGE
+from datamodules.tars.shards import Address, ShardReader
+from datamodules.tars.stored import IMAGE
 
 TASK = "tiny_findings/findings"
 

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ark.checkpoint import load_network
-from datamodules.index import ShardIndex
-from datamodules.shards import Address, ShardReader
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.shards import Address, ShardReader
 
 MAIN = {
     "tiny_findings/findings": "auroc",

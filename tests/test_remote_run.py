@@ -16,7 +16,7 @@ import yaml
 from commands import ark, losses, write_recipe
 
 from datamodules.config import build_source, load_datasets, prepare
-from datamodules.writing import write_shards
+from datamodules.tars.writing import write_shards
 
 
 class Counting(SimpleHTTPRequestHandler):

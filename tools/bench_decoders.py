@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from datamodules.images import decode_image
+from datamodules.imaging.images import decode_image
 
 Decoder = Callable[[bytes], np.ndarray]
 

@@ -21,10 +21,10 @@ import numpy as np
 from tabulate import tabulate
 
 from datamodules.annotations import AnnotationSpec
-from datamodules.index import INFO_FILE, Shard, ShardIndex, SplitIndex
 from datamodules.order import Order
-from datamodules.storage import LocalFolder
-from datamodules.stored import Stored
+from datamodules.tars.index import INFO_FILE, Shard, ShardIndex, SplitIndex
+from datamodules.tars.storage import LocalFolder
+from datamodules.tars.stored import Stored
 
 SIZES = (  # samples, shards, ranks, samples of a rank in a step
     (1_000_000, 1_000, 8, 32),

@@ -41,15 +41,15 @@ from ark import memory
 from ark.cycle import Cycle, Phase
 from ark.types import TaskSpec
 from datamodules.annotations import AnnotationSpec
-from datamodules.images import decode_image, encode_jpeg, encode_png
-from datamodules.index import ShardIndex
+from datamodules.imaging.images import decode_image, encode_jpeg, encode_png
 from datamodules.loader import FromStep, StepLoader
 from datamodules.phantoms import PhantomSource
-from datamodules.shards import ShardReader
 from datamodules.sources.base import Source, SourceSample
 from datamodules.stream import Share, TaskData, TrainBatches
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.shards import ShardReader
+from datamodules.tars.writing import write_shards
 from datamodules.transforms import Augment, Transform
-from datamodules.writing import write_shards
 
 BATCH = 32
 PASSES = 4  # of contestants with workers, so that starting those is not what is measured

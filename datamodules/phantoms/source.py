@@ -9,7 +9,7 @@ import numpy as np
 
 from ark.types import ConfigError, Kind
 from datamodules.annotations import AnnotationSpec
-from datamodules.images import encode_jpeg, encode_png
+from datamodules.imaging.images import encode_jpeg, encode_png
 from datamodules.phantoms.anatomy import LEFT, RIGHT, Chest, Findings, draw_chest
 from datamodules.phantoms.attenuation import attenuation
 from datamodules.phantoms.scanner import SCANNERS, record

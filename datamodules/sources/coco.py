@@ -12,7 +12,7 @@ import numpy as np
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
-from datamodules.masks import decode_polygons, decode_rle
+from datamodules.imaging.masks import decode_polygons, decode_rle
 
 _PARTS = {
     "images": {"id", "file_name"},

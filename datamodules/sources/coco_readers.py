@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.images import encode_png
+from datamodules.imaging.images import encode_png
 from datamodules.sources.coco import CocoFile
 from datamodules.sources.reader import Found, ImageFile, Reader, fill
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.images import Window, check_window, decode_image, image_size
+from datamodules.imaging.images import Window, check_window, decode_image, image_size
 from datamodules.sources.base import SPLITS, Source, SourceSample
 from datamodules.sources.reader import ImageFile, Reader, fill
 from datamodules.sources.readers import READERS
@@ -28,8 +28,9 @@ class FolderSource(Source):
         table: a CSV with one row an image.
         key: the table's column with the image's file name.
         patient: the table's column with the patient; no patient may be in two splits.
-        window: how pixels of more than 8 bits will become 8 bits (`datamodules.images`); here it
-            only serves to prove that each image can be decoded.
+        window: how pixels of more than 8 bits will become 8 bits (see
+            `datamodules.imaging.images`); here it only serves to prove that each image can be
+            decoded.
 
     Raises:
         ConfigError: anything missing or contradictory, before an image is read.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.images import encode_png
-from datamodules.masks import decode_label_map, decode_mask
+from datamodules.imaging.images import encode_png
+from datamodules.imaging.masks import decode_label_map, decode_mask
 from datamodules.sources.coco_readers import CocoMaskReader
 from datamodules.sources.reader import Found, ImageFile, Reader, fill
 from datamodules.sources.table import Table

@@ -13,8 +13,8 @@ from pycocotools import mask as coco_mask
 from pydicom.data import get_testdata_file
 
 from ark.types import ConfigError
-from datamodules.images import encode_png
-from datamodules.masks import decode_mask
+from datamodules.imaging.images import encode_png
+from datamodules.imaging.masks import decode_mask
 from datamodules.sources import FolderSource
 
 

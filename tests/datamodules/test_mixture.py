@@ -16,14 +16,14 @@ from ark.cycle import Cycle, CycleConfig, Phase
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.annotations import AnnotationSpec
 from datamodules.config import DatasetConfig, load_datasets
-from datamodules.images import encode_png
+from datamodules.imaging.images import encode_png
 from datamodules.loader import FromStep
 from datamodules.mixture import Mixture
-from datamodules.shards import Address, ShardReader
 from datamodules.sources import SourceSample
 from datamodules.stream import EvalBatches, Share, TaskData, TrainBatches
+from datamodules.tars.shards import Address, ShardReader
+from datamodules.tars.writing import write_shards
 from datamodules.transforms import Augment, Transform
-from datamodules.writing import write_shards
 
 
 @pytest.fixture(scope="module")

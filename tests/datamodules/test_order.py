@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -112,6 +113,26 @@ def test_a_rank_stays_in_its_own_shards(world: int) -> None:
         assert len(np.unique(found)) <= shards / world + share
         for slot in found.T:  # within a lane a shard that was left does not come again
             assert np.count_nonzero(np.diff(slot)) == len(np.unique(slot)) - 1
+
+
+def test_a_hundred_million_samples_on_4096_ranks_fit_into_little_memory() -> None:
+    """tools/bench_order.py measures the time too."""
+    shards, ranks, share = 100_000, 4096, 8
+    tracemalloc.start()
+    try:
+        order = Order(np.full(shards, 1000), 0, "a/b", ranks * share)
+        steps = order.size // (ranks * share)
+        found = []
+        for rank in (17, 18):
+            start = np.arange(steps)[:, None] * ranks * share + rank * share
+            found.append(order.locate((start + np.arange(share)).ravel()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
+    samples = [shard * 1000 + ordinal for shard, ordinal in found]
+    assert len(np.unique(np.concatenate(samples))) == 2 * steps * share
+    assert all(len(np.unique(shard)) < 40 for shard, _ in found)
 
 
 def test_the_world_may_be_larger_than_the_number_of_shards() -> None:

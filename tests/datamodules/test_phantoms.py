@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ark.types import ConfigError
-from datamodules.images import decode_image
-from datamodules.masks import decode_mask
+from datamodules.imaging.images import decode_image
+from datamodules.imaging.masks import decode_mask
 from datamodules.phantoms import PhantomSource
 from datamodules.phantoms.anatomy import LEFT, RIGHT, Findings, draw_chest
 from datamodules.phantoms.attenuation import attenuation

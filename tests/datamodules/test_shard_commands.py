@@ -23,10 +23,10 @@ from commands import ark
 
 from ark.types import ConfigError
 from datamodules.config import load_datasets, prepare, stored_annotations
-from datamodules.images import encode_jpeg, encode_png
-from datamodules.index import INFO_FILE, ShardIndex
-from datamodules.indexing import index_shards
-from datamodules.shard_table import table_file
+from datamodules.imaging.images import encode_jpeg, encode_png
+from datamodules.tars.index import INFO_FILE, ShardIndex
+from datamodules.tars.indexing import index_shards
+from datamodules.tars.shard_table import table_file
 
 H, W = 32, 40
 NOISE = np.random.default_rng(0).integers(0, 256, (H, W), np.uint8)

@@ -1,7 +1,7 @@
 """Reading one sample of a dataset's shards, in any order.
 
 A dataset's folder has plain WebDataset tars, a table beside each, and one `_info.json`. A sample's
-members in the tar, as `ark shards write` makes them (`datamodules.stored` says what else is read):
+members in the tar, as `ark shards write` makes them (`stored.py` says what else is read):
 
     <key>.jpg, .png, ...              the image, as its source had it
     <key>.json                        height, width, patient and the annotations in class NAMES
@@ -22,11 +22,11 @@ import numpy as np
 
 from ark.types import ConfigError
 from datamodules.annotations import Annotation, to_arrays
-from datamodules.images import Window, decode_image, image_size
-from datamodules.index import ShardIndex
-from datamodules.shard_table import ABSENT, ShardTable, member_hash, table_file
-from datamodules.storage import RemoteFolder, open_file
-from datamodules.stored import IMAGE, JSON, parse_json
+from datamodules.imaging.images import Window, decode_image, image_size
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.shard_table import ABSENT, ShardTable, member_hash, table_file
+from datamodules.tars.storage import RemoteFolder, open_file
+from datamodules.tars.stored import IMAGE, JSON, parse_json
 
 MOST_OPEN = 512  # shards that a process holds open: a descriptor and a table each
 CHECK = "`ark shards validate CONFIG` lists every fault"
@@ -65,7 +65,7 @@ class ShardReader:
     """Random access to the samples of a `ShardIndex`. Can be pickled into worker processes.
 
     Args:
-        window: how pixels of more than 8 bits become 8; see `datamodules.images`.
+        window: how pixels of more than 8 bits become 8; see `datamodules.imaging.images`.
     """
 
     def __init__(self, index: ShardIndex, window: Window = "auto") -> None:

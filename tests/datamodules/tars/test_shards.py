@@ -17,13 +17,13 @@ from sources import ListSource
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
-from datamodules.images import encode_png
-from datamodules.index import INFO_FILE, ShardIndex
-from datamodules.shards import Address, BadSample, ShardReader
+from datamodules.imaging.images import encode_png
 from datamodules.sources import FolderSource, SourceSample
-from datamodules.stored import mask_member
-from datamodules.validating import validate_index
-from datamodules.writing import write_shards
+from datamodules.tars.index import INFO_FILE, ShardIndex
+from datamodules.tars.shards import Address, BadSample, ShardReader
+from datamodules.tars.stored import mask_member
+from datamodules.tars.validating import validate_index
+from datamodules.tars.writing import write_shards
 
 GRAY = encode_png(np.arange(30, dtype=np.uint8).reshape(5, 6))
 

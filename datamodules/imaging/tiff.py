@@ -13,9 +13,9 @@ import numpy as np
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ark.types import ConfigError
-from datamodules.guard import check_pixels
-from datamodules.png import check_opaque
-from datamodules.windowing import Meaning, Window, to_uint8
+from datamodules.imaging.guard import check_pixels
+from datamodules.imaging.png import check_opaque
+from datamodules.imaging.windowing import Meaning, Window, to_uint8
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _PLANES, _FORMAT = 258, 259, 262, 274, 284, 339
 _WHITE_IS_ZERO, _APART, _NONE = 0, 2, 1  # values of _PHOTOMETRIC, _PLANES and _COMPRESSION

@@ -14,14 +14,14 @@ from corrupting import KINDS, damage
 from ark.accounts import Accounts
 from ark.cycle import Cycle, Phase
 from ark.types import Batch, ConfigError, TaskSpec
-from datamodules.index import ShardIndex
-from datamodules.indexing import index_shards
-from datamodules.shards import ShardReader
 from datamodules.sources import FolderSource
 from datamodules.stream import EvalBatches, Failed, OnBad, Share, TaskData, TrainBatches
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.indexing import index_shards
+from datamodules.tars.shards import ShardReader
+from datamodules.tars.validating import validate_index
+from datamodules.tars.writing import write_shards
 from datamodules.transforms import Augment
-from datamodules.validating import validate_index
-from datamodules.writing import write_shards
 
 SEEDS = 500
 STEPS, BATCH = 3, 4

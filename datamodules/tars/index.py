@@ -3,7 +3,7 @@
 Per split it has `num_samples`, `filenames` and `shard_lengths` (timm's names), and beside them the
 size and sha256 of every tar and of its table, how many samples of each shard carry which
 annotation, and class counts. About 300 bytes a shard: the samples themselves are listed in each
-shard's own table (`datamodules.shard_table`).
+shard's own table (`datamodules.tars.shard_table`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec
-from datamodules.shard_table import HOW
-from datamodules.storage import CacheConfig, LocalFolder, Storage, check_name, open_storage
-from datamodules.stored import Stored
+from datamodules.tars.shard_table import HOW
+from datamodules.tars.storage import CacheConfig, LocalFolder, Storage, check_name, open_storage
+from datamodules.tars.stored import Stored
 
 FORMAT = 2
 INFO_FILE = "_info.json"

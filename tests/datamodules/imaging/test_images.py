@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ark.types import ConfigError
-from datamodules.images import (
+from datamodules.imaging.images import (
     check_window,
     decode_image,
     encode_jpeg,

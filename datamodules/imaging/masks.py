@@ -11,8 +11,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ark.types import ConfigError
-from datamodules.guard import check_pixels, refusing
-from datamodules.png import GRAY, PALETTE, png_header, png_indices, png_pixels
+from datamodules.imaging.guard import check_pixels, refusing
+from datamodules.imaging.png import GRAY, PALETTE, png_header, png_indices, png_pixels
 
 _KINDS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
 _MOST_GROUPS = 6  # characters of a count; 5 bits each hold any count of sane masks

@@ -17,8 +17,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 
 from ark.types import ConfigError
-from datamodules import gdcm_process
-from datamodules.images import decode_image, image_format, image_size
+from datamodules.imaging import gdcm_process
+from datamodules.imaging.images import decode_image, image_format, image_size
 
 
 def real(name: str) -> bytes:

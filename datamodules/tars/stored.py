@@ -25,7 +25,7 @@ import numpy as np
 
 from ark.types import ConfigError, Kind
 from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.masks import decode_label_map, decode_mask, decode_rle
+from datamodules.imaging.masks import decode_label_map, decode_mask, decode_rle
 
 IMAGE, JSON = "image", "json"  # columns of a shard's table beside the masks'
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "dcm")

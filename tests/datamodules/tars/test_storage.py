@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-import datamodules.cache as cache_module
+import datamodules.tars.cache as cache_module
 from ark.types import ConfigError
-from datamodules.cache import Cache, CacheConfig
-from datamodules.storage import LocalFolder, RemoteFolder, check_name, open_file, open_storage
+from datamodules.tars.cache import Cache, CacheConfig
+from datamodules.tars.storage import LocalFolder, RemoteFolder, check_name, open_file, open_storage
 
 from .http_server import (
     FaultyServer,

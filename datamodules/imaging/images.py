@@ -11,7 +11,7 @@ JPEG, PNG, WebP, TIFF and DICOM, told apart by their first bytes. Pixels of more
     [low, high]       these values, in the file's (rescaled) units
 
 8-bit files are kept as they are; only their own DICOM window counts. Bytes from a stranger end as
-an array or as a ConfigError: see `datamodules.guard`.
+an array or as a ConfigError: see `datamodules.imaging.guard`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import simplejpeg
 from PIL import Image
 
 from ark.types import ConfigError
-from datamodules import png
-from datamodules.dicom import decode_dicom, dicom_size
-from datamodules.guard import MAX_PIXELS, check_pixels, refused, refusing
-from datamodules.tiff import decode_tiff, tiff_size
-from datamodules.windowing import Meaning, Window, check_window, to_uint8
+from datamodules.imaging import png
+from datamodules.imaging.dicom import decode_dicom, dicom_size
+from datamodules.imaging.guard import MAX_PIXELS, check_pixels, refused, refusing
+from datamodules.imaging.tiff import decode_tiff, tiff_size
+from datamodules.imaging.windowing import Meaning, Window, check_window, to_uint8
 
 __all__ = [
     "MAX_PIXELS",

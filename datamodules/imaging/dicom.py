@@ -11,10 +11,10 @@ from pydicom import Dataset, uid
 from pydicom.pixels import apply_color_lut, pixel_array
 
 from ark.types import ConfigError
-from datamodules.dicom_values import meaning_of
-from datamodules.gdcm_process import decode_apart
-from datamodules.guard import check_pixels
-from datamodules.windowing import Window, to_uint8
+from datamodules.imaging.dicom_values import meaning_of
+from datamodules.imaging.gdcm_process import decode_apart
+from datamodules.imaging.guard import check_pixels
+from datamodules.imaging.windowing import Window, to_uint8
 
 _SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3}
 _SAMPLES |= {f"YBR_{kind}": 3 for kind in ("FULL", "FULL_422", "ICT", "RCT")}

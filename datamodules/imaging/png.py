@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ark.types import ConfigError
-from datamodules.guard import check_pixels
+from datamodules.imaging.guard import check_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, PALETTE, GRAY_ALPHA = 0, 3, 4  # colour types; 2 is RGB, 6 RGBA

@@ -16,12 +16,12 @@ from webdataset import TarWriter
 
 from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.images import image_format
-from datamodules.index import INFO_FILE, ShardIndex
-from datamodules.indexing import Indexer, index_shards
+from datamodules.imaging.images import image_format
 from datamodules.sources.base import Source, SourceSample
-from datamodules.storage import LocalFolder
-from datamodules.stored import JSON, Stored, mask_member
+from datamodules.tars.index import INFO_FILE, ShardIndex
+from datamodules.tars.indexing import Indexer, index_shards
+from datamodules.tars.storage import LocalFolder
+from datamodules.tars.stored import JSON, Stored, mask_member
 
 SHARD_BYTES = 2**28
 _KEY = re.compile(r"\w[\w-]*")

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ark.types import ConfigError
-from datamodules.images import encode_png
-from datamodules.masks import decode_label_map, decode_mask, decode_polygons, decode_rle
+from datamodules.imaging.images import encode_png
+from datamodules.imaging.masks import decode_label_map, decode_mask, decode_polygons, decode_rle
 
 MASK = np.random.default_rng(0).random((7, 9)) > 0.5
 

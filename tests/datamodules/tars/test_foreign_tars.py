@@ -24,10 +24,10 @@ from pycocotools import mask as coco_mask
 from timm.data.readers.reader_wds import ReaderWds, _load_info, _parse_split_info
 
 from datamodules.annotations import Boxes, Masks
-from datamodules.archive import read_archive
-from datamodules.index import ShardIndex
-from datamodules.shards import Address, ShardReader
-from datamodules.stored import IMAGE_ENDINGS
+from datamodules.tars.archive import read_archive
+from datamodules.tars.index import ShardIndex
+from datamodules.tars.shards import Address, ShardReader
+from datamodules.tars.stored import IMAGE_ENDINGS
 
 H, W = 24, 30
 CLASSES = ["mass", "nodule", "scar"]

@@ -13,7 +13,7 @@ import numpy as np
 from pydicom import Dataset
 
 from ark.types import ConfigError
-from datamodules.windowing import Meaning
+from datamodules.imaging.windowing import Meaning
 
 _Values = Callable[[np.ndarray], np.ndarray]
 

@@ -14,13 +14,21 @@ import numpy as np
 from tqdm import tqdm
 
 from ark.types import ConfigError
-from datamodules.hashes import sha256_of_bytes
-from datamodules.index import INFO_FILE, Shard, ShardIndex, SplitIndex
-from datamodules.scanning import Counts, Fault, Scan, add_counts, counted, scan_shard, zero_counts
-from datamodules.shard_table import table_file
 from datamodules.sources.base import SPLITS
-from datamodules.storage import LocalFolder, Storage
-from datamodules.stored import Stored
+from datamodules.tars.hashes import sha256_of_bytes
+from datamodules.tars.index import INFO_FILE, Shard, ShardIndex, SplitIndex
+from datamodules.tars.scanning import (
+    Counts,
+    Fault,
+    Scan,
+    add_counts,
+    counted,
+    scan_shard,
+    zero_counts,
+)
+from datamodules.tars.shard_table import table_file
+from datamodules.tars.storage import LocalFolder, Storage
+from datamodules.tars.stored import Stored
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 What an index names comes from a stranger: a name is a plain relative path or refused, a URL is one
 of four schemes or refused, and nothing here starts a program. Remote files are downloaded whole
-into a `datamodules.cache.Cache`, whose file names are hashes.
+into a `datamodules.tars.cache.Cache`, whose file names are hashes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fsspec import filesystem
 from fsspec.asyn import sync
 
 from ark.types import ConfigError
-from datamodules.cache import Cache, CacheConfig, Interrupted, RemoteFile
+from datamodules.tars.cache import Cache, CacheConfig, Interrupted, RemoteFile
 
 ALLOWED = "a local path, file://, http://, https:// or s3://bucket/folder"
 CHUNK = 1 << 20  # bytes

@@ -18,8 +18,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from ark.types import ConfigError
-from datamodules.images import MAX_PIXELS, decode_image, image_format, image_size
-from datamodules.masks import decode_label_map, decode_mask
+from datamodules.imaging.images import MAX_PIXELS, decode_image, image_format, image_size
+from datamodules.imaging.masks import decode_label_map, decode_mask
 
 SMOOTH = cv2.GaussianBlur(
     np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8), (0, 0), 2

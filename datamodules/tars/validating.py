@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.hashes import sha256_of_bytes
-from datamodules.index import INFO_FILE, Shard, ShardIndex
-from datamodules.indexing import Indexer, scan_all
-from datamodules.scanning import Fault, Scan, counted, scan_shard
-from datamodules.shard_table import table_file
-from datamodules.storage import LocalFolder, Storage
-from datamodules.stored import Stored
+from datamodules.tars.hashes import sha256_of_bytes
+from datamodules.tars.index import INFO_FILE, Shard, ShardIndex
+from datamodules.tars.indexing import Indexer, scan_all
+from datamodules.tars.scanning import Fault, Scan, counted, scan_shard
+from datamodules.tars.shard_table import table_file
+from datamodules.tars.storage import LocalFolder, Storage
+from datamodules.tars.stored import Stored
 
 _SHOWN = 20  # faults that are printed; a CSV has them all
 _ANEW = "index the tars anew"

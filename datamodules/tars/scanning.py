@@ -16,11 +16,11 @@ import numpy as np
 
 from ark.types import ConfigError
 from datamodules.annotations import tally, to_arrays
-from datamodules.archive import Member, read_archive
-from datamodules.hashes import sha256_of_file
-from datamodules.images import decode_image, image_size
-from datamodules.shard_table import ABSENT, ShardTable, member_hash
-from datamodules.stored import IMAGE, IMAGE_ENDINGS, JSON, Stored, parse_json
+from datamodules.imaging.images import decode_image, image_size
+from datamodules.tars.archive import Member, read_archive
+from datamodules.tars.hashes import sha256_of_file
+from datamodules.tars.shard_table import ABSENT, ShardTable, member_hash
+from datamodules.tars.stored import IMAGE, IMAGE_ENDINGS, JSON, Stored, parse_json
 
 _NO_SIZE = (0, 0)
 Counts = dict[str, dict[str, dict[str, int]]]  # annotation -> class -> known, present, boxes

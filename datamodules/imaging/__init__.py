@@ -1,0 +1,1 @@
+"""Encoded images and masks -> arrays; start with `images` and `masks`."""
