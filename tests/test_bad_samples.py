@@ -130,3 +130,9 @@ def test_a_missing_tar_is_found_before_training(recipe: Path, tmp_path: Path, ca
         ark("fit", "--config", recipe)
     assert "test-000000.tar: no such file" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_debugging_run_may_evaluate_less(recipe: Path) -> None:
+    options = ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    options += ["--trainer.num_sanity_val_steps=1", "--data.eval_batch_size=2"]
+    ark("fit", "--config", recipe, *options)
