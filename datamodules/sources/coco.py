@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.annotations import AnnotationSpec
+from datamodules.annotations import AnnotationSpec, box_inside
 from datamodules.imaging.masks import decode_polygons, decode_rle
 
 _PARTS = {
@@ -19,7 +18,6 @@ _PARTS = {
     "annotations": {"id", "image_id", "category_id"},
     "categories": {"id", "name"},
 }
-_ROUNDING = 1.0  # pixels by which annotation tools may overshoot the border; cut off
 
 
 class CocoFile:
@@ -118,7 +116,7 @@ class CocoFile:
         if annotation.get("iscrowd"):
             raise ConfigError(f"{place}: iscrowd boxes are not supported; remove or split it")
         of_class = self._class(annotation, place)
-        return {"class": of_class, "bbox": inside(annotation.get("bbox"), size, place)}
+        return {"class": of_class, "bbox": box_inside(annotation.get("bbox"), size, place)}
 
     def _check_categories(self, spec: AnnotationSpec) -> None:
         names = set(self._categories.values())
@@ -131,29 +129,6 @@ class CocoFile:
             raise ConfigError(
                 f"{self.path}: `classes` names {missing[0]!r}, the json has {sorted(names)}"
             )
-
-
-def inside(box: Any, size: tuple[int, int], place: str) -> list[float]:
-    """`box` [x, y, w, h] cut to an image of `size` (H, W); up to one pixel may be cut.
-
-    Raises:
-        ConfigError: degenerate, not four finite numbers, or outside by more than a pixel.
-    """
-    numbers = isinstance(box, list) and all(isinstance(number, int | float) for number in box)
-    if not numbers or len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ConfigError(f"{place}: bbox is {box}; expected four numbers [x, y, w, h]")
-    x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    height, width = size
-    if box[2] <= 0 or box[3] <= 0:
-        raise ConfigError(f"{place}: bbox {box} has no area; expected [x, y, w, h] with w, h > 0")
-    if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
-        raise ConfigError(
-            f"{place}: bbox {box} [x, y, w, h] leaves its image of {width}x{height} pixels"
-        )
-    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    if x2 <= x1 or y2 <= y1:
-        raise ConfigError(f"{place}: bbox {box} lies on the border of its {width}x{height} image")
-    return [round(number, 4) for number in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def _load(path: Path) -> dict[str, Any]:
