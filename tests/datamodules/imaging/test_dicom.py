@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -280,7 +281,9 @@ def test_gdcm_may_end_its_process(monkeypatch):
     np.testing.assert_array_equal(decode_image(good, "x"), expected)
     with pytest.raises(ConfigError, match="cannot be decoded"):
         decode_image(jpeg_ls(b"\xff\xd8\xff\xf7" + bytes(40)), "x")
-    monkeypatch.setattr(gdcm_process, "TIMEOUT", 0.0)
+    decode_image(good, "x")  # starts it again
+    os.kill(gdcm_process._servers[os.getpid()]._process.pid, signal.SIGSTOP)  # it never answers
+    monkeypatch.setattr(gdcm_process, "TIMEOUT", 0.1)
     with pytest.raises(ConfigError, match="GDCM ended on it"):
         decode_image(good, "x")
 
