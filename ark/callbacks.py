@@ -57,6 +57,8 @@ class CycleProgressBar(TQDMProgressBar):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         super().on_train_batch_start(trainer, module, *args)
+        if not self.is_enabled:
+            return  # only the first rank draws a bar
         at: Position = module.cycle.at(trainer.global_step)
         if at.phase_step == 0 or not self.train_progress_bar.desc.startswith("cycle"):
             self.train_progress_bar.set_description(describe(at, module.cycle.cycles))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ def ark(*args: object) -> None:
     """`ark ARGS`; raises SystemExit where the command would exit with an error."""
     with mock.patch.object(sys, "argv", ["ark", *map(str, args)]):
         main()
+
+
+def ark_in_a_child(*args: object) -> None:
+    """`ark ARGS`, for a process that a forkserver started.
+
+    Its loaders would inherit that way of starting processes: their workers would be no children
+    of the trainer and outlive it.
+    """
+    multiprocessing.set_start_method("fork", force=True)
+    ark(*args)
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ark, write_recipe
+from commands import ark_in_a_child, write_recipe
 from safetensors.torch import load_file
 from tracing import Samples, traced
 
@@ -25,7 +25,7 @@ CONTEXT.set_forkserver_preload(
 
 def session(*args: object) -> int:
     """`ark ARGS` in a process of its own; its exit code."""
-    process = CONTEXT.Process(target=ark, args=args)
+    process = CONTEXT.Process(target=ark_in_a_child, args=args)
     process.start()
     process.join(timeout=300)
     if process.exitcode is None:

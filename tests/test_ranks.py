@@ -32,7 +32,7 @@ def ark_on(ranks: int, *args: object, code: int = 0) -> str:
         text=True,
         timeout=300,  # a hang fails here
     )
-    assert done.returncode == code, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-30000:]
     return done.stdout + done.stderr
 
 
