@@ -11,6 +11,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   fit             train on the datasets and the recipe given with --config
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
+  zeroshot        score datasets with heads that were trained on others
   shards write    turn a dataset's source into tar shards with an index
   shards index    make the index of tars that exist, also of other tools'
   shards validate check every tar, image and annotation
@@ -42,13 +43,16 @@ def _run(command: str) -> None:
         from datamodules.commands import shards
 
         shards(sys.argv[2:])
-    elif command == "predict":
+    elif command in ("predict", "zeroshot"):
         from jsonargparse import auto_cli
 
         from datamodules.predicting import predict
+        from datamodules.transferring import zeroshot
 
         logging.basicConfig(format="%(message)s", level=logging.INFO)
-        auto_cli(predict, args=sys.argv[2:], prog="ark predict")
+        auto_cli(
+            predict if command == "predict" else zeroshot, args=sys.argv[2:], prog=f"ark {command}"
+        )
     else:
         print(HELP, end="")
         if command not in ("-h", "--help"):

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from ark.cycle import Position
 from ark.module import ArkModule
 from ark.seeds import seed_of
+from ark.starting import start_heads
 
 
 class CycleRunner(Callback):
@@ -22,7 +23,22 @@ class CycleRunner(Callback):
 
     def __init__(self) -> None:
         self._applied: tuple[int, int] | None = None  # (cycle, phase) whose locks are in force
+        self._started = False  # whether the heads took their first weights from data
         self._finished = 0  # optimiser steps whose teacher update was made
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start_heads(trainer, module)  # the score before training is that of the start
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start_heads(trainer, module)
+
+    def _start_heads(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Once, and not in a run that goes on: its checkpoint brings what was started."""
+        assert isinstance(module, ArkModule)
+        if not self._started and trainer.ckpt_path is None:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            start_heads(module, lambda task, count: data.samples(task, count))
+        self._started = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._applied = None

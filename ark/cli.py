@@ -132,11 +132,15 @@ class ArkCLI(LightningCLI):
 
     def test(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.test."""
-        fitting.score(self.trainer, model, datamodule, "test", options["ckpt_path"])
+        self._score("test", options["ckpt_path"])
 
     def validate(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.validate."""
-        fitting.score(self.trainer, model, datamodule, "val", options["ckpt_path"])
+        self._score("val", options["ckpt_path"])
+
+    def _score(self, split: str, ckpt_path: str) -> None:
+        draws = self.run.bootstraps
+        fitting.score(self.trainer, self.model, self.datamodule, split, ckpt_path, draws)
 
     def _recipe(self, name: str = "") -> str:
         """The whole configuration as YAML, less what was true of one call only."""

@@ -36,13 +36,22 @@ def fit(
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)
     if not trainer.state.finished:
         return
+    calibrate(trainer, module, datamodule)
     # The end need not be a multiple of the steps between checkpoints. Of a run that max_steps cut
     # short the last of those stays: Lightning would take one written now for finished.
     if trainer.checkpoint_callbacks and trainer.global_step == module.cycle.total_steps:
         trainer.save_checkpoint(run.checkpoints / LAST, weights_only=False)
-    columns = _score(trainer, module, datamodule, WHO)
+    columns = _score(trainer, module, datamodule, WHO, draws=run.bootstraps)
     if trainer.is_global_zero:
         _conclude(module, run, columns, trainer.global_step, time.monotonic() - began)
+
+
+def calibrate(trainer: pl.Trainer, module: ArkModule, datamodule: pl.LightningDataModule) -> None:
+    """Lets the heads choose thresholds and temperatures on the validation split, for the scores
+    on the test split and for who uses the model."""
+    module.calibrating = True
+    _score(trainer, module, datamodule, WHO, "val")
+    module.calibrating = False
 
 
 def score(
@@ -51,11 +60,13 @@ def score(
     datamodule: pl.LightningDataModule,
     split: str,
     ckpt_path: str | None,
+    draws: int,
 ) -> None:
     """`ark test` and `ark validate`: prints every metric of student and teacher of a checkpoint."""
-    columns = _score(trainer, module, datamodule, WHO, split, ckpt_path)
+    columns = _score(trainer, module, datamodule, WHO, split, ckpt_path, draws)
     if trainer.is_global_zero:
-        table = report.table(columns, module.network.heads_by_key(), every=True)
+        heads = module.network.heads_by_key()
+        table = report.table(columns, heads, every=True, intervals=module.intervals)
         print(f"\n{split} split of {ckpt_path}\n\n{table}")
 
 
@@ -66,12 +77,13 @@ def _score(
     who: tuple[str, ...],
     split: str = "test",
     ckpt_path: str | None = None,
+    draws: int = 0,
 ) -> dict[str, report.Results]:
     """Scores a split; without `ckpt_path` the networks as they stand now."""
     evaluate = {"test": trainer.test, "val": trainer.validate}[split]
-    module.scored = who
+    module.scored, module.draws = who, draws
     evaluate(module, datamodule, ckpt_path=ckpt_path, verbose=False)
-    module.scored = WHO
+    module.scored, module.draws = WHO, 0
     metrics = trainer.callback_metrics
     return {name: report.collect(metrics, prefix(split, name), module.keys) for name in who}
 
@@ -87,6 +99,9 @@ def _conclude(
         f"start: {module.start}",
         f"{steps} optimiser steps, {module.cycle.cycles} cycles; {seconds:.0f} s in this session",
     ]
-    table = report.write_report(run.folder, run.name, columns, facts, network.heads_by_key())
+    heads = network.heads_by_key()
+    table = report.write_report(
+        run.folder, run.name, columns, facts, heads, module.intervals, module.ontology
+    )
     log.info("\n%s\n", table)
     log.info("report, pictures, checkpoints and the published model are in %s", run.folder)

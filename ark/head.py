@@ -7,6 +7,7 @@ The core calls nothing else, so a new kind of head is one new file in `heads/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -29,13 +30,18 @@ class Head(nn.Module, ABC):
         kinds: the task kinds that this head can learn.
         reads: "embedding" (the pooled, projected vector) or "maps" (the pyramid). The backbone
             computes only what the head of the phase reads.
+        start_samples: training samples that `start` wants to see; 0: it is not called.
+        guide: another task of the same dataset whose predicted boxes this head reads as
+            `features.regions`, or None.
         main_metric: the key of `metrics().compute()` that tables and "best" checkpoints use;
             higher is better.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
     reads: ClassVar[str] = "maps"
-    main_metric: ClassVar[str]
+    start_samples: int = 0
+    guide: str | None = None
+    main_metric: str
 
     def __init__(self, task: TaskSpec, features: FeatureInfo) -> None:
         super().__init__()
@@ -46,13 +52,35 @@ class Head(nn.Module, ABC):
             )
         self.task = task
         self.info = features
+        self._shared: dict[str, nn.Module] = {}  # a plain dict: the network owns them
+
+    def share(self, name: str, recipe: Any, make: Callable[[], nn.Module]) -> nn.Module:
+        """A part that all heads share who ask for `name`; see `ark.sharing`.
+
+        Keep it out of the head's own modules: fetch it with `self.shared(name)`.
+        """
+        part = self._shared[name] = self.info.shared.ask(name, recipe, make, self.task.key)
+        return part
+
+    def shared(self, name: str) -> Any:
+        """The part that `share` gave."""
+        return self._shared[name]
+
+    def shared_parts(self) -> list[nn.Module]:
+        """Every part that this head shares with others."""
+        return list(self._shared.values())
 
     @abstractmethod
-    def forward(self, features: Features, target: Target | None = None) -> Any:
+    def forward(
+        self, features: Features, target: Target | None = None, like: Any | None = None
+    ) -> Any:
         """Everything that touches weights. Returns the raw output that the other methods read.
 
-        `target` is given in training only, for heads whose forward needs it (denoising queries,
-        sampled proposals); all others ignore it.
+        Args:
+            target: in training only, for heads whose forward needs it (denoising queries, sampled
+                proposals); all others ignore it.
+            like: for the teacher, the student's output on the same images: a head that selects
+                (a detector its proposals) selects the same, so that both can be compared.
         """
 
     @abstractmethod
@@ -74,8 +102,26 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def metrics(self) -> Metric:
-        """A fresh metric: `update(prediction, target)`, `compute() -> dict[str, Tensor]`,
-        `reset()`. It holds its own state, so student and teacher each get one."""
+        """A fresh metric: `update(prediction, target, patients)`, `compute() -> dict[str,
+        Tensor]`, `reset()`. It holds its own state, so student and teacher each get one. One that
+        also has `intervals` (see `heads.weighted`) gets confidence intervals in the tables."""
+
+    def start(self, batches: Iterable[tuple[Features, Target]]) -> None:
+        """Takes its first weights from data: class prototypes, the range of the labels.
+
+        Called once before a new run, never on resume, in eval mode and without gradients, with
+        about `start_samples` samples drawn from the training split, the same on every rank.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has start_samples, but no start")
+
+    def calibrate(self, metric: Metric) -> None:
+        """Chooses what is chosen on the validation split: thresholds, a temperature.
+
+        Called once when training is over, on every rank, and before the test split is scored.
+
+        Args:
+            metric: of `metrics()`, over the whole validation split.
+        """
 
     @abstractmethod
     def draw(

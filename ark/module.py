@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from ark.checkpoint import check_same
 from ark.consistency import carries_gradient, consistency_loss
 from ark.cycle import Cycle, Position
+from ark.hierarchy import Hierarchy
 from ark.locks import Locks, check_phase
 from ark.network import Network
+from ark.ontology import Ontology
 from ark.optim import check_covered, parameter_groups
 from ark.schedules import Constant, Schedule, WarmupCosine
 from ark.scores import WHO, Scores
@@ -73,6 +75,10 @@ class ArkModule(pl.LightningModule):
         lr_schedule: factor of the rate by step.
         momentum: of the teacher's moving average.
         teacher_update: after every "step" or at the end of every "phase".
+        ontology: YAML that says which classes mean the same, and which imply which (see
+            `ark.ontology`); the report has a table by concept then.
+        hierarchy: weight of a penalty where a class is more probable than a class of the same
+            head that it implies; needs `ontology`.
         consistency: weight w of the consistency loss; the task's loss weighs 1 - w.
         seed: of everything random in the network (dropout, drop-path), by step.
     """
@@ -90,6 +96,8 @@ class ArkModule(pl.LightningModule):
         momentum: Schedule = Constant(0.99),  # noqa: B008 - frozen
         teacher_update: Literal["step", "phase"] = "step",
         consistency: Schedule = Constant(0.5),  # noqa: B008 - frozen
+        ontology: str | None = None,
+        hierarchy: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,7 +115,11 @@ class ArkModule(pl.LightningModule):
             check_phase(self.network, phase)
         self._optimizer, self._lr_scale, self._lr_schedule = optimizer, lr_scale or {}, lr_schedule
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
+        self.ontology = Ontology.load(ontology) if ontology else None
+        self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
         self.scored: tuple[str, ...] = WHO  # whom an evaluation scores
+        self.calibrating = False  # whether a validation lets the heads choose their thresholds
+        self.draws = 0  # bootstrap draws of a test; 0: no intervals
 
     # -- training ---------------------------------------------------------------------------
 
@@ -136,28 +148,34 @@ class ArkModule(pl.LightningModule):
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""
         head = self.network.head(batch.task)
-        features = self.network.features(batch.images, head.reads)
-        output = head(features, batch.target)
+        features, output = self.network.run(batch.task, batch.images, batch.target)
         losses = head.loss(output, batch.target)
         task = torch.stack(list(losses.values())).sum()
+        if self.hierarchy.speaks_of(batch.task):
+            losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
+            task = task + losses["hierarchy"]
         weight = self.consistency(at.step, self.cycle.total_steps)
         total = (1 - weight) * task
         student = head.consistency(features, output) if weight > 0 else {}
         if carries_gradient(student):
-            agreement = consistency_loss(student, self.teacher_targets(batch))
+            agreement = consistency_loss(student, self.teacher_targets(batch, output))
             losses["consistency"] = agreement
             total = total + weight * agreement
         numbers = {name: value.detach() for name, value in losses.items()}
         return StepResult(total, {**numbers, "loss": total.detach()})
 
     @torch.no_grad()
-    def teacher_targets(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's side of the comparison, on its own view of the batch."""
+    def teacher_targets(self, batch: Batch, student: Any) -> dict[str, Tensor]:
+        """The teacher's side of the comparison, on its own view of the batch.
+
+        Args:
+            student: the student's output.
+        """
         if batch.teacher_images is None:
             raise RuntimeError(f"a training batch of {batch.task} has no teacher view")
-        head = self.teacher.network.head(batch.task)
-        features = self.teacher.network.features(batch.teacher_images, head.reads)
-        return head.consistency(features, head(features))
+        network = self.teacher.network
+        features, output = network.run(batch.task, batch.teacher_images, like=student)
+        return network.head(batch.task).consistency(features, output)
 
     def locked_parts(self, task: str, lock: list[str]) -> list[torch.nn.Module]:
         return [self.network.part(name, task) for name in lock]
@@ -185,10 +203,10 @@ class ArkModule(pl.LightningModule):
     # -- evaluation -------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self.scores = Scores(self.network, self.scored, self.device)
+        self.scores = Scores(self.networks, self.scored, self.device)
 
     def on_test_epoch_start(self) -> None:
-        self.scores = Scores(self.network, self.scored, self.device)
+        self.scores = Scores(self.networks, self.scored, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch)
@@ -198,9 +216,16 @@ class ArkModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.scores.compute("val"))
+        self._measure_doubt()
+        if self.calibrating:
+            self.scores.calibrate()
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.scores.compute("test"))
+        self._measure_doubt()
+
+    def _measure_doubt(self) -> None:
+        self.intervals = self.scores.intervals(self.draws) if self.draws else {}
 
     def evaluate(self, batch: Batch) -> dict[str, Prediction]:
         """Scores student and teacher on a batch; returns their predictions, by name."""
@@ -208,12 +233,13 @@ class ArkModule(pl.LightningModule):
         if not batch.keys:  # all of its samples were skipped
             return predictions
         for who in self.scored:
-            network = self.network if who == "student" else self.teacher.network
-            head = network.head(batch.task)
-            features = network.features(batch.images, head.reads)
-            predictions[who] = head.predict_features(features)
-            self.scores.update(who, batch.task, predictions[who], batch.target)
+            predictions[who] = self.networks[who].predict(batch.task, batch.images)
+            self.scores.update(who, batch, predictions[who])
         return predictions
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        return {"student": self.network, "teacher": self.teacher.network}
 
     @property
     def keys(self) -> list[str]:
@@ -223,6 +249,7 @@ class ArkModule(pl.LightningModule):
     def summary(self, data: str) -> str:
         """What a run is about to do, for its first lines."""
         parts = {"backbone": self.network.backbone, "projector": self.network.projector}
+        parts |= {f"shared {name}": part for name, part in self.network.shared.items()}
         parts |= {f"head {key}": head for key, head in self.network.heads_by_key().items()}
         sizes = ", ".join(
             f"{name} {count / 1e6:.2f}M"

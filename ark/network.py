@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from ark.backbone import Backbone
 from ark.build import build
 from ark.head import Head
 from ark.seeds import seed_of
-from ark.types import ConfigError, Features, Prediction, TaskSpec
+from ark.types import (
+    BoxPrediction,
+    ConfigError,
+    Features,
+    Prediction,
+    Target,
+    TaskSpec,
+)
 
 
 class Network(nn.Module):
@@ -45,6 +53,7 @@ class Network(nn.Module):
         width = self.backbone.pooled_width
         self.projector = _projector(width, **projector) if projector else nn.Identity()
         info = self.backbone.info(projector["width"] if projector else None)
+        self.shared = info.shared  # what several heads use
         self.heads = nn.ModuleDict()
         for task in tasks:
             if task.key in self.heads:
@@ -54,6 +63,8 @@ class Network(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(torch.initial_seed(), task.key))
                 self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
+        for key, head in self.heads_by_key().items():
+            self._check_guide(key, head)
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Network:
@@ -80,17 +91,66 @@ class Network(nn.Module):
         embedding = None if pooled is None else self.projector(pooled)
         return Features(maps, pooled, embedding, (images.shape[-2], images.shape[-1]))
 
+    def run(
+        self,
+        task: str,
+        images: Tensor,
+        target: Target | None = None,
+        like: Any | None = None,
+    ) -> tuple[Features, Any]:
+        """What the head of `task` reads of the images, and its output; see `Head.forward`."""
+        features = self._guided(task, self.features(images, self._reads(task)))
+        return features, self.head(task)(features, target, like)
+
+    @torch.no_grad()
+    def predict(self, task: str, images: Tensor) -> Prediction:
+        """The prediction of one head."""
+        features = self._guided(task, self.features(images, self._reads(task)))
+        return self.head(task).predict_features(features)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Prediction]:
         """(B, 3, H, W) uint8 or 0..1 float -> the prediction of every head, by task key."""
         features = self.features(images, "all")
-        return {key: head.predict_features(features) for key, head in self.heads_by_key().items()}
+        return {
+            key: head.predict_features(self._guided(key, features))
+            for key, head in self.heads_by_key().items()
+        }
+
+    def _guided(self, task: str, features: Features) -> Features:
+        """Adds the boxes that the head's guide predicts, where it has one."""
+        key = self._guide(task)
+        if key is None:
+            return features
+        guide = self.head(key)
+        with torch.no_grad(), _evaluating(guide, *guide.shared_parts()):
+            boxes = guide.predict_features(features)
+        assert isinstance(boxes, BoxPrediction)
+        return replace(features, regions=boxes)
+
+    def _reads(self, task: str) -> str:
+        """What the head of `task` and its guide read."""
+        mine, guide = self.head(task).reads, self._guide(task)
+        return mine if guide is None or self.head(guide).reads == mine else "all"
+
+    def _guide(self, task: str) -> str | None:
+        name = self.head(task).guide
+        return None if name is None else f"{self.tasks[task].dataset}/{name}"
+
+    def _check_guide(self, key: str, head: Head) -> None:
+        guide = self._guide(key)
+        if guide is not None and (guide not in self.tasks or self.tasks[guide].kind != "detection"):
+            found = [t.name for t in self.tasks.values() if t.kind == "detection"]
+            raise ConfigError(
+                f"head of task {key}: guide is {head.guide!r}; expected a detection task of "
+                f"the same dataset that this run trains too; the run has {found}"
+            )
 
     def used_by(self, task: str) -> list[nn.Module]:
         """The modules that a training step of `task` runs."""
         head = self.head(task)
         projector = [self.projector] if head.reads == "embedding" else []
-        return [self.backbone, *projector, head]
+        return [self.backbone, *projector, *head.shared_parts(), head]
 
     def part(self, name: str, task: str) -> nn.Module:
         """The module that a lock names: a path in this network, or `head[.path]` of `task`.
@@ -112,6 +172,19 @@ class Network(nn.Module):
                 f"lock {name!r} names no module of the network; parts here: {children}"
                 + ("" if root is not self else " and head")
             ) from error
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module has the mode that it had."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _projector(inputs: int, width: int, hidden: bool = False) -> nn.Module:

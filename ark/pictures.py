@@ -78,7 +78,8 @@ def draw(module: ArkModule, task: str, kept: list[dict[str, Any]], path: Path) -
 
 def _item(value: Any, index: int) -> Any:
     """Item `index` of a target or prediction, still as a batch (of one)."""
-    one: dict[str, Tensor | list[Tensor]] = {
-        f.name: getattr(value, f.name)[index : index + 1] for f in fields(value)
-    }
+    one: dict[str, Tensor | list[Tensor] | None] = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        one[field.name] = None if part is None else part[index : index + 1]
     return type(value)(**one)

@@ -19,7 +19,7 @@ from ark.callbacks import CycleProgressBar, CycleRunner
 from ark.cycle import Cycle
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
-from ark.report import REPORT, RESULTS, START
+from ark.report import INTERVALS, REPORT, RESULTS, START
 from ark.types import ConfigError
 
 LAST = "last.ckpt"
@@ -35,6 +35,7 @@ class RunConfig:
         root: folder of all runs.
         wandb: "auto" is online where a key is set and offline elsewhere.
         pictures: samples a task in the pictures at the end.
+        bootstraps: draws of patients for the 95 % intervals of test scores; 0 leaves them out.
         baseline: score the test split before training too, for the table at the end.
         validate_every: cycles between validations.
         checkpoint_every: steps between checkpoints; one cycle if not given.
@@ -47,6 +48,7 @@ class RunConfig:
     root: str = "runs"
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     pictures: int = 6
+    bootstraps: int = 1000
     baseline: bool = True
     validate_every: int = 1
     checkpoint_every: int | None = None
@@ -98,7 +100,7 @@ def clear_folder(run: RunConfig) -> None:
     """Makes the folder ready for a new run: what an earlier one wrote there goes."""
     for name in ("checkpoints", "logs", "model", "pictures"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in (START, RESULTS, REPORT, WANDB_ID, LEDGER, SKIPPED):
+    for name in (START, RESULTS, INTERVALS, REPORT, WANDB_ID, LEDGER, SKIPPED):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
 

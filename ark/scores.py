@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ark.network import Network
-from ark.types import Prediction, Target
+from ark.types import Batch, Prediction
 
 WHO = ("student", "teacher")
+Intervals = dict[str, dict[str, tuple[float, float]]]  # task key -> metric -> (low, high)
 
 
 def prefix(split: str, who: str) -> str:
@@ -19,30 +21,52 @@ def prefix(split: str, who: str) -> str:
 
 
 class Scores:
-    """One metric of each task's head for each of `who`."""
+    """One metric of each task's head for each of `who`.
 
-    def __init__(self, network: Network, who: Sequence[str], device: torch.device) -> None:
-        self.who = who
-        self.heads = network.heads_by_key()
-        self._metrics = {
+    Args:
+        networks: by the name of whom they are.
+    """
+
+    def __init__(
+        self, networks: dict[str, Network], who: Sequence[str], device: torch.device
+    ) -> None:
+        self.heads = {name: networks[name].heads_by_key() for name in who}
+        self._metrics: dict[tuple[str, str], Any] = {
             (name, key): head.metrics().to(device)
-            for name in who
-            for key, head in self.heads.items()
+            for name, heads in self.heads.items()
+            for key, head in heads.items()
         }
 
-    def update(self, who: str, task: str, prediction: Prediction, target: Target) -> None:
-        self._metrics[who, task].update(prediction, target)
+    def update(self, who: str, batch: Batch, prediction: Prediction) -> None:
+        self._metrics[who, batch.task].update(prediction, batch.target, batch.patients)
 
     def compute(self, split: str) -> dict[str, float]:
         """`<prefix>/<dataset>/<task>/<metric>`, and `<prefix>/score`: the mean over the tasks of
         their main metrics, without those that could not be measured (NaN)."""
         found: dict[str, float] = {}
-        for who in self.who:
+        for who, heads in self.heads.items():
             main = []
-            for key, head in self.heads.items():
+            for key, head in heads.items():
                 values = {n: float(v) for n, v in self._metrics[who, key].compute().items()}
                 main.append(values[head.main_metric])
                 found |= {f"{prefix(split, who)}/{key}/{n}": v for n, v in values.items()}
             measured = [value for value in main if not np.isnan(value)]
             found[f"{prefix(split, who)}/score"] = float(np.mean(measured)) if measured else 0.0
         return found
+
+    def intervals(self, draws: int) -> dict[str, Intervals]:
+        """95 % bootstrap intervals by patient, by who, of every metric that can give them."""
+        return {
+            who: {
+                key: self._metrics[who, key].intervals(draws)
+                for key in heads
+                if hasattr(self._metrics[who, key], "intervals")
+            }
+            for who, heads in self.heads.items()
+        }
+
+    def calibrate(self) -> None:
+        """Lets each head choose its thresholds and temperature on what was seen."""
+        for who, heads in self.heads.items():
+            for key, head in heads.items():
+                head.calibrate(self._metrics[who, key])

@@ -15,12 +15,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Kind = Literal["multilabel", "multiclass", "detection", "segmentation"]
+from ark.errors import ConfigError as ConfigError  # known to all under this roof
+from ark.sharing import SharedParts
+
+Kind = Literal[
+    "multilabel", "multiclass", "ordinal", "detection", "segmentation", "values", "points"
+]
 KINDS: tuple[str, ...] = get_args(Kind)
-
-
-class ConfigError(ValueError):
-    """A mistake of the user's in a configuration or a dataset: the message names the fix."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class FeatureInfo:
     pooled: int  # D of the backbone's pooled vector
     embedding: int  # D after the projector; equal to `pooled` where there is none
     image_size: int  # pixels of a side of the square input
+    shared: SharedParts = field(default_factory=SharedParts, compare=False, repr=False)
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Features:
     pooled: Tensor | None  # (B, D), after the backbone's final norm
     embedding: Tensor | None  # (B, D'), the projector's output
     image_size: tuple[int, int]  # (H, W) of the network's input in pixels
+    regions: BoxPrediction | None = None  # of the task that the head names as its guide
 
 
 class _Movable:
@@ -113,7 +116,7 @@ class MultilabelTarget(_Movable):
 
 @dataclass
 class MulticlassTarget(_Movable):
-    """Exactly one class an image."""
+    """Exactly one class an image; kind "ordinal" gives the classes' order a meaning."""
 
     labels: Tensor  # (B,) int64 index into TaskSpec.classes
 
@@ -124,17 +127,48 @@ class DetectionTarget(_Movable):
 
     boxes: list[Tensor]  # B times (N, 4) float32 xyxy
     labels: list[Tensor]  # B times (N,) int64 index into TaskSpec.classes
+    # (B, K) bool; False = nobody looked for this class on this image; None: all were looked for
+    known: Tensor | None = None
 
 
 @dataclass
 class SegmentationTarget(_Movable):
-    """One binary mask a class; masks of different classes may overlap."""
+    """One mask a class; masks of different classes may overlap."""
 
-    masks: Tensor  # (B, K, H, W) uint8, 0 or 1
+    masks: Tensor  # (B, K, H, W) uint8: how many raters put the pixel into the class
     known: Tensor  # (B, K) bool; False = this class was not annotated on this image
+    raters: Tensor | None = None  # (B, K) uint8 >= 1: who read the image; None: one everywhere
+
+    def share(self) -> Tensor:
+        """(B, K, H, W) float32 in [0, 1]: the share of the raters; 0 or 1 where there is one."""
+        masks = self.masks.float()
+        return masks if self.raters is None else masks / self.raters[..., None, None]
 
 
-Target = MultilabelTarget | MulticlassTarget | DetectionTarget | SegmentationTarget
+@dataclass
+class ValuesTarget(_Movable):
+    """K numbers an image, such as ages, ratios and volumes; "classes" are their names."""
+
+    values: Tensor  # (B, K) float32, in the dataset's own units; 0 where unknown
+    known: Tensor  # (B, K) bool
+
+
+@dataclass
+class PointsTarget(_Movable):
+    """K named points (landmarks, keypoints) an image."""
+
+    points: Tensor  # (B, K, 2) float32 x, y in pixels of the network's input; 0 where unknown
+    known: Tensor  # (B, K) bool; a point that augmentation moved out of the image is unknown
+
+
+Target = (
+    MultilabelTarget
+    | MulticlassTarget
+    | DetectionTarget
+    | SegmentationTarget
+    | ValuesTarget
+    | PointsTarget
+)
 
 
 SKIP_REASONS = ("shard", "checksum", "image", "annotation")
@@ -163,13 +197,15 @@ class Batch(_Movable):
     skipped: list[Skipped] = field(default_factory=list)
     # In training another sample took the place of a skipped one, so that B stays; in evaluation
     # it is left out, and where nothing is left over `keys` is empty and images, target say nothing.
+    # in evaluation: B, whom each image shows; where a dataset does not say so, the sample's key
+    patients: list[str] = field(default_factory=list)
 
 
 @dataclass
 class ClassPrediction(_Movable):
-    """Of a multilabel or multiclass head."""
+    """Of a multilabel, multiclass or ordinal head."""
 
-    probabilities: Tensor  # (B, K) float in [0, 1]; multiclass rows sum to 1
+    probabilities: Tensor  # (B, K) float in [0, 1]; multiclass and ordinal rows sum to 1
 
 
 @dataclass
@@ -188,4 +224,19 @@ class MaskPrediction(_Movable):
     probabilities: Tensor  # (B, K, H, W) float in [0, 1], at the network's input size
 
 
-Prediction = ClassPrediction | BoxPrediction | MaskPrediction
+@dataclass
+class ValuesPrediction(_Movable):
+    """Of a regression head."""
+
+    values: Tensor  # (B, K) float32, in the dataset's own units
+
+
+@dataclass
+class PointsPrediction(_Movable):
+    """Of a head of landmarks or keypoints."""
+
+    points: Tensor  # (B, K, 2) float32 x, y in pixels of the network's input
+    scores: Tensor  # (B, K) in [0, 1]
+
+
+Prediction = ClassPrediction | BoxPrediction | MaskPrediction | ValuesPrediction | PointsPrediction

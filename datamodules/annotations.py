@@ -1,22 +1,29 @@
-"""What an annotation is, and the way from class NAMES (in a shard) to arrays (in memory).
+"""What an annotation is: as a shard stores it, in class NAMES, and as arrays in memory.
 
 Shape letters: K classes in the order of `AnnotationSpec.classes`, N boxes, H x W pixels of the
-stored image.
+stored image. Boxes and points are in pixels of the stored image, origin at its top left corner, so
+that the middle of the first pixel is at (0.5, 0.5).
 
-kind          in a shard's json                          in memory
-multilabel    {"Effusion": 1, "Mass": 0}, unknown absent (K,) float32, NaN where unknown
-multiclass    "PA"                                       int, index into classes
+kind          in a shard's json                            in memory
+multilabel    {"Effusion": 1, "Mass": 0, "Edema": -1}      (K,) float32, NaN where unknown, and
+              unknown absent, -1 uncertain                 UNCERTAIN
+multiclass    "PA"                                         int, index into classes
+ordinal       "mild"                                       int, index into classes
 detection     [{"class": "nodule", "bbox": [x, y, w, h]}]  Boxes
-segmentation  {"known": ["heart"]} and one PNG a class   Masks
+              or {"boxes": [...], "known": ["nodule"]}: nobody looked for the other classes
+segmentation  {"known": ["heart"]} and one PNG a class     Masks
+              with "raters": {"heart": 3} its PNG counts the raters who marked each pixel
+values        {"ctr": 0.51}, unknown absent                (K,) float32, NaN where unknown
+points        {"apex": [x, y]}, unknown absent             (K, 2) float32, NaN where unknown
 
-`datamodules.tars.stored` brings what other tools store into these forms.
+`datamodules.tars.stored` brings what other tools store into these forms, `datamodules.arrays` these
+forms into memory.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,8 +31,9 @@ import numpy as np
 
 from ark.types import KINDS, ConfigError, Kind
 
+UNCERTAIN = -1.0  # a label of which its annotator was not sure; `datamodules.uncertain` decides
+MOST_RATERS = 255  # counts of raters are kept in a byte
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_ROUNDING = 1.0  # pixels by which annotation tools may overshoot the border; cut off
 
 
 class Boxes(NamedTuple):
@@ -33,13 +41,15 @@ class Boxes(NamedTuple):
 
     boxes: np.ndarray  # (N, 4) float32 xyxy, pixels of the stored image
     labels: np.ndarray  # (N,) int64
+    known: np.ndarray | None = None  # (K,) bool; False = nobody looked for it; None: all known
 
 
 class Masks(NamedTuple):
-    """One binary mask a class; masks of different classes may overlap."""
+    """One mask a class; masks of different classes may overlap."""
 
-    masks: np.ndarray  # (K, H, W) uint8, 0 or 1
+    masks: np.ndarray  # (K, H, W) uint8: how many raters put the pixel into the class
     known: np.ndarray  # (K,) bool; False = this class was not annotated on this image
+    raters: np.ndarray | None = None  # (K,) uint8 >= 1: who read the image; None: one each
 
 
 Annotation = np.ndarray | int | Boxes | Masks
@@ -77,7 +87,7 @@ class AnnotationSpec:
     @property
     def spatial(self) -> bool:
         """Whether it says where in the image something is."""
-        return self.kind in ("detection", "segmentation")
+        return self.kind in ("detection", "segmentation", "points")
 
     def index(self, name: Any, where: str) -> int:
         """The position of class `name`; ConfigError where it is not one of the classes."""
@@ -92,8 +102,9 @@ class AnnotationSpec:
 class Tally(NamedTuple):
     """What one sample says about the classes, for counting."""
 
-    known: Iterable[str]  # classes that somebody looked for
+    known: Iterable[str]  # classes that somebody looked for, the uncertain ones too
     present: Iterable[str]  # classes that the image shows; in detection one entry a box
+    uncertain: Iterable[str] = ()  # classes that it may show
 
 
 def check_name(name: str, where: str) -> str:
@@ -106,105 +117,24 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
+def listed_boxes(value: Any) -> list[dict[str, Any]]:
+    """The boxes of a stored detection, in either of its forms."""
+    return value["boxes"] if isinstance(value, dict) else value
+
+
 def tally(spec: AnnotationSpec, value: Any, masks: Iterable[str]) -> Tally:
-    """Which classes a stored `value` knows and shows; `masks`: classes that have a mask member."""
+    """Which classes a stored `value` knows and shows; `masks`: classes that have a mask member.
+
+    Values and points are shown where they are known.
+    """
     if spec.kind == "multilabel":
-        return Tally(value, [name for name, label in value.items() if label == 1])
-    if spec.kind == "multiclass":
+        named = {label: [n for n, one in value.items() if one == label] for label in (1, UNCERTAIN)}
+        return Tally(value, named[1], named[UNCERTAIN])
+    if spec.kind in ("multiclass", "ordinal"):
         return Tally(spec.classes, [value])
     if spec.kind == "detection":
-        return Tally(spec.classes, [box["class"] for box in value])
-    return Tally(value["known"], list(masks))
-
-
-def to_arrays(
-    spec: AnnotationSpec,
-    value: Any,
-    masks: Mapping[str, np.ndarray],
-    size: tuple[int, int],
-    where: str,
-) -> Annotation:
-    """Turns a stored `value` into arrays, and checks it: a shard may be anybody's.
-
-    Args:
-        masks: class -> (H, W) uint8; a known class without a mask is empty.
-        size: (H, W) of the stored image.
-        where: names the sample in error messages.
-
-    Raises:
-        ConfigError: an unknown class, a label that is no 0 or 1, a box that is degenerate or leaves
-            the image, or a mask of another size.
-    """
-    if spec.kind == "multilabel":
-        return _labels(spec, value, where)
-    if spec.kind == "multiclass":
-        return spec.index(value, where)
-    if spec.kind == "detection":
-        return _boxes(spec, value, size, where)
-    return _masks(spec, value, masks, size, where)
-
-
-def box_inside(box: Any, size: tuple[int, int], where: str) -> list[float]:
-    """`box` [x, y, w, h] cut to an image of `size` (H, W); up to one pixel may be cut.
-
-    Raises:
-        ConfigError: degenerate, not four finite numbers, or outside by more than a pixel.
-    """
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-        raise ConfigError(f"{where}: bbox is {box}; expected four numbers [x, y, w, h]")
-    x1, y1, x2, y2 = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    height, width = size
-    if box[2] <= 0 or box[3] <= 0:
-        raise ConfigError(f"{where}: bbox {box} has no area; expected [x, y, w, h] with w, h > 0")
-    if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
-        raise ConfigError(
-            f"{where}: bbox {box} [x, y, w, h] leaves its image of {width}x{height} pixels"
-        )
-    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    if x2 <= x1 or y2 <= y1:
-        raise ConfigError(f"{where}: bbox {box} lies on the border of its {width}x{height} image")
-    return [round(number, 4) for number in (x1, y1, x2 - x1, y2 - y1)]
-
-
-def _is_finite(number: Any) -> bool:
-    # a bool is an int in Python, and 10**400 is no float
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    return is_number and abs(number) < 1e9 and math.isfinite(number)
-
-
-def _labels(spec: AnnotationSpec, value: Mapping[str, int], where: str) -> np.ndarray:
-    labels = np.full(len(spec.classes), np.nan, np.float32)
-    for name, label in value.items():
-        if label not in (0, 1):
-            raise ConfigError(f"{where}: label of {name!r} is {label!r}; expected 0 or 1")
-        labels[spec.index(name, where)] = label
-    return labels
-
-
-def _boxes(
-    spec: AnnotationSpec, value: list[dict[str, Any]], size: tuple[int, int], where: str
-) -> Boxes:
-    found = [box_inside(box["bbox"], size, where) for box in value]
-    boxes = np.array(found, np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    labels = np.array([spec.index(box["class"], where) for box in value], np.int64)
-    return Boxes(boxes, labels)
-
-
-def _masks(
-    spec: AnnotationSpec,
-    value: Mapping[str, Any],
-    masks: Mapping[str, np.ndarray],
-    size: tuple[int, int],
-    where: str,
-) -> Masks:
-    stack = np.zeros((len(spec.classes), *size), np.uint8)
-    for name, mask in masks.items():
-        if mask.shape != size:
-            raise ConfigError(
-                f"{where}: the mask of {name!r} is {mask.shape[1]}x{mask.shape[0]}, its image "
-                f"{size[1]}x{size[0]} (width x height); they must be equal"
-            )
-        stack[spec.index(name, where)] = mask
-    known = np.array([name in value["known"] for name in spec.classes])
-    return Masks(stack, known)
+        known = value["known"] if isinstance(value, dict) else spec.classes
+        return Tally(known, [box["class"] for box in listed_boxes(value)])
+    if spec.kind == "segmentation":
+        return Tally(value["known"], list(masks))
+    return Tally(value, value)

@@ -16,12 +16,15 @@ from ark.types import (
     Kind,
     MulticlassTarget,
     MultilabelTarget,
+    PointsTarget,
     SegmentationTarget,
     Skipped,
     Target,
+    ValuesTarget,
 )
 from datamodules.tars.shards import BadSample, Sample, ShardReader
 from datamodules.transforms import Transform
+from datamodules.uncertain import Uncertain, unknown
 
 
 class BatchBuilder:
@@ -30,11 +33,16 @@ class BatchBuilder:
     Args:
         transform: makes the views of each.
         count: samples that are to come.
+        uncertain: what uncertain labels become; None: unknown, as in evaluation, where there is no
+            truth to compare with.
     """
 
-    def __init__(self, transform: Transform, count: int) -> None:
-        self.transform = transform
+    def __init__(
+        self, transform: Transform, count: int, uncertain: Uncertain | None = None
+    ) -> None:
+        self.transform, self.uncertain = transform, uncertain
         self.keys: list[str] = []
+        self.patients: list[str] = []  # in evaluation
         self.seeds: list[int] = []
         self.skipped: list[Skipped] = []
         self._annotations: list[Any] = []
@@ -45,15 +53,18 @@ class BatchBuilder:
         """Decodes, transforms and keeps a sample; raises what is wrong with it."""
         if isinstance(sample, BadSample):
             raise sample
+        patient = None if self.transform.training else reader.patient(sample)
         image = reader.decode(sample, self.transform.size)
         room = self._student.room()
         view = self.transform(image, sample.annotation, seed, sample.size, room)
         if view.teacher is not None and self.transform.two_views:
             self._teacher.add(view.teacher)  # first: it may lie where the student's view goes
         self._student.add(view.student)
-        self._annotations.append(view.annotation)
+        self._annotations.append(self._settled(view.annotation, seed))
         self.keys.append(sample.key)
         self.seeds.append(seed)
+        if patient is not None:
+            self.patients.append(patient)
 
     def skip(self, position: int, error: BadSample) -> None:
         self.skipped.append(Skipped(position, error.reason, str(error)))
@@ -71,7 +82,13 @@ class BatchBuilder:
             positions=positions,
             seeds=self.seeds,
             skipped=self.skipped,
+            patients=self.patients,
         )
+
+    def _settled(self, annotation: Any, seed: int) -> Any:
+        if self.transform.kind != "multilabel":
+            return annotation
+        return unknown(annotation) if self.uncertain is None else self.uncertain(annotation, seed)
 
 
 class _Stack:
@@ -105,9 +122,7 @@ class _Stack:
 
 
 def _multilabel(annotations: list[Any]) -> Target:
-    labels = np.stack(annotations)
-    known = ~np.isnan(labels)
-    return MultilabelTarget(torch.from_numpy(np.where(known, labels, 0)), torch.from_numpy(known))
+    return MultilabelTarget(*_with_known(annotations))
 
 
 def _multiclass(annotations: list[Any]) -> Target:
@@ -115,22 +130,53 @@ def _multiclass(annotations: list[Any]) -> Target:
 
 
 def _detection(annotations: list[Any]) -> Target:
+    known = [image.known for image in annotations]
     return DetectionTarget(
-        boxes=[torch.from_numpy(boxes) for boxes, _ in annotations],
-        labels=[torch.from_numpy(labels) for _, labels in annotations],
+        boxes=[torch.from_numpy(image.boxes) for image in annotations],
+        labels=[torch.from_numpy(image.labels) for image in annotations],
+        known=_stack_or_none(known, True),
     )
 
 
 def _segmentation(annotations: list[Any]) -> Target:
     return SegmentationTarget(
-        masks=torch.from_numpy(np.stack([masks for masks, _ in annotations])),
-        known=torch.from_numpy(np.stack([known for _, known in annotations])),
+        masks=torch.from_numpy(np.stack([image.masks for image in annotations])),
+        known=torch.from_numpy(np.stack([image.known for image in annotations])),
+        raters=_stack_or_none([image.raters for image in annotations], 1),
     )
+
+
+def _values(annotations: list[Any]) -> Target:
+    return ValuesTarget(*_with_known(annotations))
+
+
+def _points(annotations: list[Any]) -> Target:
+    points, known = _with_known(annotations)
+    return PointsTarget(points, known[..., 0])
+
+
+def _with_known(arrays: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """The arrays with 0 for NaN, and where they were known."""
+    stack = np.stack(arrays)
+    known = ~np.isnan(stack)
+    return torch.from_numpy(np.where(known, stack, 0)), torch.from_numpy(known)
+
+
+def _stack_or_none(arrays: list[np.ndarray | None], usual: int) -> Tensor | None:
+    """(B, K); None where no image has one, and `usual` for the images that have none."""
+    given = [array for array in arrays if array is not None]
+    if not given:
+        return None
+    rest = np.full_like(given[0], usual)
+    return torch.from_numpy(np.stack([rest if array is None else array for array in arrays]))
 
 
 _TARGETS: dict[Kind, Callable[[list[Any]], Target]] = {
     "multilabel": _multilabel,
     "multiclass": _multiclass,
+    "ordinal": _multiclass,
     "detection": _detection,
     "segmentation": _segmentation,
+    "values": _values,
+    "points": _points,
 }

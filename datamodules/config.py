@@ -28,11 +28,15 @@ class TaskConfig:
 
     Args:
         name: the annotation of the dataset that the task learns.
-        head: `{class_path: ..., init_args: ...}` of the head.
+        head: `{class_path: ..., init_args: ...}` of the head; a recipe's `data.heads` may name it
+            instead, and goes before this one.
+        uncertain: what a multilabel task's uncertain labels become in training: ignore, zeros,
+            ones, smoothed_zeros, smoothed_ones, or {class: one of these, default: ...}.
     """
 
     name: str
     head: dict[str, Any] = field(default_factory=dict)
+    uncertain: str | dict[str, str] = "ignore"
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ark.drawing import draw_boxes, draw_masks, show_image
+from ark.drawing import colour, draw_boxes, draw_masks, show_image
 from ark.types import ConfigError
-from datamodules.annotations import AnnotationSpec, Boxes, Masks
+from datamodules.annotations import UNCERTAIN, AnnotationSpec, Boxes, Masks, listed_boxes
 from datamodules.tars.index import ShardIndex
 from datamodules.tars.shards import Address, ShardReader
 
@@ -26,8 +26,8 @@ _TITLE = 44  # characters that fit over a picture
 def describe(index: ShardIndex) -> str:
     """Splits, annotations and class counts as text, one line each.
 
-    A class reads `present / known`: samples that show it, of those where somebody looked; in
-    detection the number of boxes follows.
+    A class reads `present / known`: samples that show it, of those where somebody looked; then the
+    number of boxes, or of those known samples whose label is uncertain.
     """
     title = f"{index.name}  ({index.storage.where}); class rows read present / known"
     return "\n".join([title, "", *_split_lines(index), *_annotated(index)])
@@ -83,12 +83,12 @@ def _annotated(index: ShardIndex) -> Iterator[str]:
 
 
 def _row(label: str, cells: Any) -> str:
-    return f"{label:<34}" + "".join(f"{cell!s:>20}" for cell in cells)
+    return f"{label:<34}" + "".join(f"{cell!s:>26}" for cell in cells)
 
 
 def _count(count: dict[str, int]) -> str:
-    boxes = f", {count['boxes']} boxes" if "boxes" in count else ""
-    return f"{count['present']} / {count['known']}{boxes}"
+    more = [f", {count[what]} {what}" for what in ("boxes", "uncertain") if what in count]
+    return f"{count['present']} / {count['known']}{''.join(more)}"
 
 
 def _draw(axes: Axes, reader: ShardReader, at: Address) -> None:
@@ -104,20 +104,42 @@ def _draw(axes: Axes, reader: ShardReader, at: Address) -> None:
         if isinstance(shown, Boxes):
             draw_boxes(axes, shown.boxes, shown.labels, spec.classes)
         elif isinstance(shown, Masks):
-            draw_masks(axes, shown.masks, spec.classes)
+            raters = np.ones(len(shown.masks)) if shown.raters is None else shown.raters
+            draw_masks(axes, shown.masks / raters[:, None, None], spec.classes)
+        elif spec.kind == "points":
+            assert isinstance(shown, np.ndarray)
+            _draw_points(axes, shown, spec)
         titles.append(f"{annotation}: {_caption(spec, value)}")
     text = "\n".join(textwrap.shorten(title, _TITLE, placeholder=" ...") for title in titles)
     axes.set_title(text, fontsize=6, loc="left")
 
 
+def _draw_points(axes: Axes, points: np.ndarray, spec: AnnotationSpec) -> None:
+    for k, (x, y) in enumerate(points):
+        if not np.isnan(x):  # imshow puts the middle of the first pixel at (0, 0)
+            axes.plot(x - 0.5, y - 0.5, "+", color=colour(k), markersize=6)
+            axes.annotate(spec.classes[k], (x - 0.5, y - 0.5), color=colour(k), fontsize=5)
+
+
 def _caption(spec: AnnotationSpec, value: Any) -> str:
     """The annotation in words, as far as the picture does not show it."""
     if spec.kind == "multilabel":
-        unknown = [f"{name}?" for name in spec.classes if name not in value]
-        return ", ".join([name for name, label in value.items() if label] + unknown) or "none"
-    if spec.kind == "multiclass":
+        uncertain = [f"{name} uncertain" for name, label in value.items() if label == UNCERTAIN]
+        present = [name for name, label in value.items() if label == 1]
+        return ", ".join([*present, *uncertain, *_unknown(spec, value)]) or "none"
+    if spec.kind in ("multiclass", "ordinal"):
         return str(value)
+    if spec.kind == "values":
+        numbers = [f"{name} {number:.4g}" for name, number in value.items()]
+        return ", ".join([*numbers, *_unknown(spec, value)])
+    if spec.kind == "points":
+        return ", ".join(_unknown(spec, value)) or "all points known"
     if spec.kind == "detection":
-        return f"{len(value)} boxes"
-    unknown = [f"{name}?" for name in spec.classes if name not in value["known"]]
-    return ", ".join(unknown) or "all classes known"
+        unknown = _unknown(spec, value["known"]) if isinstance(value, dict) else []
+        return ", ".join([f"{len(listed_boxes(value))} boxes", *unknown])
+    raters = [f"{name} by {n}" for name, n in value.get("raters", {}).items() if n > 1]
+    return ", ".join([*raters, *_unknown(spec, value["known"])]) or "all classes known"
+
+
+def _unknown(spec: AnnotationSpec, known: Any) -> list[str]:
+    return [f"{name}?" for name in spec.classes if name not in known]

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from ark.types import ConfigError
-from datamodules.stream import EvalBatches, Failed, TrainBatches
+from datamodules.stream import Failed, PlainBatches, TrainBatches
 
 
 class FromStep(Sampler[int]):
@@ -30,7 +30,7 @@ class FromStep(Sampler[int]):
 class BatchLoader(DataLoader[Any]):
     """A DataLoader whose items are whole batches, put together where they were decoded."""
 
-    def __init__(self, batches: TrainBatches | EvalBatches, workers: int, **options: Any) -> None:
+    def __init__(self, batches: TrainBatches | PlainBatches, workers: int, **options: Any) -> None:
         super().__init__(
             batches,
             batch_size=None,

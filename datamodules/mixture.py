@@ -16,11 +16,15 @@ from ark.ledger import Ledger
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.loader import BatchLoader, FromStep, StepLoader
+from datamodules.order import Order
+from datamodules.recipe_heads import choose_heads
 from datamodules.sources.base import SPLITS
-from datamodules.stream import EvalBatches, OnBad, Share, TaskData, TrainBatches
+from datamodules.stream import EvalBatches, FirstBatches, OnBad, Share, TrainBatches
 from datamodules.tars.shards import ShardReader
 from datamodules.tars.storage import CacheConfig
+from datamodules.task_data import TaskData
 from datamodules.transforms import Augment
+from datamodules.uncertain import Uncertain
 
 
 class Mixture(pl.LightningDataModule):
@@ -40,6 +44,8 @@ class Mixture(pl.LightningDataModule):
             "skip" puts another sample in its place, counts it in the ledger and goes on.
         max_bad: with "skip": the share of a task's samples above which a run stops all the same.
         cache: where shards of URLs are kept, and how many gigabytes of them.
+        heads: {task kind or task key: {class_path, init_args}}, in place of what the datasets'
+            YAMLs say; a task's own goes before its kind's.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Mixture(pl.LightningDataModule):
         on_bad: OnBad = "error",
         max_bad: float = 0.01,
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
+        heads: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -70,8 +77,10 @@ class Mixture(pl.LightningDataModule):
         self.on_bad, self.max_bad, self.cache = on_bad, max_bad, cache
         self._readers: dict[str, ShardReader] = {}
         self._specs: dict[str, TaskSpec] = {}
+        self._uncertain: dict[str, Uncertain | None] = {}
         for dataset in datasets:
             self._add(dataset)
+        self._specs = choose_heads(self._specs, heads or {})
         self._keep(only or [], cycle)
 
     def _add(self, dataset: DatasetConfig) -> None:
@@ -81,7 +90,9 @@ class Mixture(pl.LightningDataModule):
         if self.on_bad == "error":
             index.check_files()
         self._readers[dataset.name] = ShardReader(index, dataset.window)
-        self._specs.update({spec.key: spec for spec in task_specs(dataset, index)})
+        for task, spec in zip(dataset.tasks, task_specs(dataset, index), strict=True):
+            self._specs[spec.key] = spec
+            self._uncertain[spec.key] = Uncertain.checked(task.uncertain, spec)
 
     def _keep(self, only: list[str], cycle: CycleConfig) -> None:
         if not self._specs:
@@ -117,7 +128,17 @@ class Mixture(pl.LightningDataModule):
         """The samples of task `key` in `split`."""
         spec = self._specs[key]
         reader = self._readers[spec.dataset]
-        return TaskData(spec, reader, split)
+        return TaskData(spec, reader, split, self._uncertain[key])
+
+    def samples(self, key: str, count: int) -> DataLoader[Batch]:
+        """The first `count` training samples of task `key` that the run will see, or all where
+        there are fewer; unaugmented, and the same on every rank."""
+        data = self.data(key, "train")
+        order = Order(data.lengths, self.seed, key, self.batch_size)
+        batches = FirstBatches(
+            data, order, count, self.eval_batch_size, self.image_size, self.on_bad
+        )
+        return BatchLoader(batches, self.workers, shuffle=False)
 
     def ledger(self, folder: Path | None) -> Ledger:
         """The callback that proves that each sample came as often as planned.
@@ -147,6 +168,7 @@ class Mixture(pl.LightningDataModule):
             "image_size": self.image_size,
             "augment": asdict(self.augment),
             "samples": {key: self.data(key, "train").size for key in self._specs},
+            "uncertain": {k: u.policies for k in self._specs if (u := self._uncertain[k])},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -21,7 +22,16 @@ from tqdm import tqdm
 
 from ark.checkpoint import load_network
 from ark.network import Network
-from ark.types import BoxPrediction, ClassPrediction, ConfigError, MaskPrediction, TaskSpec
+from ark.sliding_window import sliding_window
+from ark.types import (
+    BoxPrediction,
+    ClassPrediction,
+    ConfigError,
+    MaskPrediction,
+    PointsPrediction,
+    TaskSpec,
+    ValuesPrediction,
+)
 from datamodules.imaging.images import Window, check_window, decode_image, encode_png
 from datamodules.transforms import Transform
 
@@ -39,12 +49,14 @@ def predict(
     batch_size: int = 16,
     workers: int = 2,
     window: str | list[float] = "auto",
+    tile: int = 0,
 ) -> None:
     """Runs every head of a checkpoint on a folder of images.
 
-    Writes into `output`: classes.csv (a probability a column, `<dataset>/<task>/<class>`),
-    boxes/<dataset>/<task>.json (COCO results with their categories, pixels of the image's file),
-    masks/<dataset>/<task>/<class>/<image>.png (0 and 255, the image's size) and skipped.csv.
+    Writes into `output`: classes.csv (a probability or, of kind values, a number a column,
+    `<dataset>/<task>/<class>`), boxes/<dataset>/<task>.json (COCO results with their categories,
+    pixels of the image's file), masks/<dataset>/<task>/<class>/<image>.png (0 and 255, the image's
+    size), points/<dataset>/<task>.csv (a row a point, pixels of the image's file) and skipped.csv.
 
     Args:
         checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
@@ -58,14 +70,20 @@ def predict(
         workers: processes that decode.
         window: how pixels of more than 8 bits become 8, as in the dataset's YAML: auto, header,
             minmax, percentile, full or [low, high].
+        tile: pixels of an image's longer side at which segmentation heads see it through
+            overlapping windows of the network's input size; 0: the whole image at once, as in
+            training. For structures that are lost when a large image is made small.
 
     Raises:
-        ConfigError: no image in the folder, or no checkpoint.
+        ConfigError: no image in the folder, no checkpoint, or `tile` is below 0.
     """
+    if tile < 0:
+        raise ConfigError(f"tile: {tile}; expected a longer side in pixels, or 0 to switch it off")
     network = load_network(checkpoint, which)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
-    folder = _Folder(Path(images), network.backbone.image_size, check_window(window, "window"))
+    side = network.backbone.image_size
+    folder = _Folder(Path(images), side, check_window(window, "window"), tile)
     writer = _Writer(Path(output), network, threshold, score)
     loader = DataLoader(folder, batch_size, num_workers=workers, collate_fn=list)
     for items in tqdm(loader, desc="predict", unit="batch"):
@@ -74,8 +92,22 @@ def predict(
         if good:
             # gray among colour: all get three channels
             views = torch.stack([item.view.expand(3, -1, -1) for item in good]).to(device)
-            writer.add(good, {key: p.to("cpu") for key, p in network(views).items()})
+            predictions = {key: p.to("cpu") for key, p in network(views).items()}
+            for item in good if tile else []:
+                item.masks = _tiled(network, item, device)
+            writer.add(good, predictions)
     log.info(writer.finish())
+
+
+def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, Tensor]:
+    """Masks (K, h, w) of every segmentation task, from windows over the image."""
+    assert item.large is not None
+    image, side = item.large.expand(3, -1, -1)[None].to(device), network.backbone.image_size
+    return {
+        key: sliding_window(partial(network.predict, key), image, side)[0].cpu()
+        for key, task in network.tasks.items()
+        if task.kind == "segmentation"
+    }
 
 
 @dataclass
@@ -83,13 +115,15 @@ class _Item:
     name: str  # path below the folder
     size: tuple[int, int] = (0, 0)  # (H, W) of the file in pixels
     view: Tensor | None = None  # (C, S, S) uint8, C = 1 or 3; None where the file is unreadable
+    large: Tensor | None = None  # (C, h, w) uint8, the image to slide windows over
+    masks: dict[str, Tensor] = field(default_factory=dict)  # of those windows, by task
     error: str = ""
     mask_name: str = ""  # of its masks, below each class's folder
 
 
 class _Folder(Dataset[_Item]):
-    def __init__(self, folder: Path, image_size: int, window: Window) -> None:
-        self.folder, self.window = folder, window
+    def __init__(self, folder: Path, image_size: int, window: Window, tile: int = 0) -> None:
+        self.folder, self.window, self.tile = folder, window, tile
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not self.paths:
             raise ConfigError(f"images: no {', '.join(SUFFIXES)} file in {str(folder)!r}")
@@ -111,7 +145,17 @@ class _Folder(Dataset[_Item]):
         alone = self.stems[path.with_suffix("")] == 1
         mask_name = str(Path(name).with_suffix(".png")) if alone else f"{name}.png"
         pixels = torch.from_numpy(np.ascontiguousarray(view))
-        return _Item(name, image.shape[:2], pixels, mask_name=mask_name)
+        large = _resized(image, self.tile) if self.tile else None
+        return _Item(name, image.shape[:2], pixels, large, mask_name=mask_name)
+
+
+def _resized(image: np.ndarray, longer: int) -> Tensor:
+    """(H, W, C) -> (C, h, w), whose longer side is `longer` pixels."""
+    scale = longer / max(image.shape[:2])
+    size = [max(1, round(scale * side)) for side in image.shape[1::-1]]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(image, size, interpolation=method).reshape(size[1], size[0], -1)
+    return torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
 
 
 @dataclass
@@ -124,6 +168,7 @@ class _Writer:
     score: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     boxes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     items: list[_Item] = field(default_factory=list)
     skipped: list[_Item] = field(default_factory=list)
 
@@ -133,21 +178,25 @@ class _Writer:
             for key, prediction in predictions.items():
                 task = self.network.tasks[key]
                 if isinstance(prediction, ClassPrediction):
-                    values = prediction.probabilities[index].tolist()
-                    row |= {f"{key}/{c}": v for c, v in zip(task.classes, values, strict=True)}
+                    row |= _by_class(task, prediction.probabilities[index])
+                elif isinstance(prediction, ValuesPrediction):
+                    row |= _by_class(task, prediction.values[index])
                 elif isinstance(prediction, BoxPrediction):
                     self._add_boxes(task, item, len(self.items), prediction, index)
                 elif isinstance(prediction, MaskPrediction):
-                    self._write_masks(task, item, prediction.probabilities[index])
+                    masks = item.masks.get(key, prediction.probabilities[index])
+                    self._write_masks(task, item, masks)
+                elif isinstance(prediction, PointsPrediction):
+                    self._add_points(task, item, prediction, index)
             self.rows.append(row)
-            item.view = None  # not needed any more, and there may be a hundred thousand
+            item.view = item.large = None  # not needed any more, and there may be many
+            item.masks = {}
             self.items.append(item)
 
     def _add_boxes(
         self, task: TaskSpec, item: _Item, image_id: int, prediction: BoxPrediction, index: int
     ) -> None:
-        side = self.network.backbone.image_size
-        scale = np.array([item.size[1], item.size[0], item.size[1], item.size[0]]) / side
+        scale = np.tile(self._scale(item), 2)
         found = self.boxes.setdefault(task.key, [])
         for box, score, label in zip(
             prediction.boxes[index].numpy() * scale,
@@ -166,6 +215,20 @@ class _Writer:
                         "score": round(score, 5),
                     }
                 )
+
+    def _add_points(
+        self, task: TaskSpec, item: _Item, prediction: PointsPrediction, index: int
+    ) -> None:
+        points = (prediction.points[index].numpy() * self._scale(item)).round(2).tolist()
+        scores = prediction.scores[index].tolist()
+        self.points.setdefault(task.key, []).extend(
+            {"image": item.name, "point": name, "x": x, "y": y, "score": round(score, 5)}
+            for name, (x, y), score in zip(task.classes, points, scores, strict=True)
+        )
+
+    def _scale(self, item: _Item) -> np.ndarray:
+        """(2,): pixels of the image's file, x and y, in one of the network's input."""
+        return np.array([item.size[1], item.size[0]]) / self.network.backbone.image_size
 
     def _write_masks(self, task: TaskSpec, item: _Item, probabilities: Tensor) -> None:
         for name, plane in zip(task.classes, probabilities.numpy(), strict=True):
@@ -190,6 +253,10 @@ class _Writer:
             path = self.output / "boxes" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content))
+        for key, points in self.points.items():
+            path = self.output / "points" / f"{key}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_csv(path, points)
         (self.output / "skipped.csv").unlink(missing_ok=True)
         said = f"{len(self.items)} images -> {self.output}"
         if self.skipped:
@@ -197,6 +264,11 @@ class _Writer:
             _write_csv(self.output / "skipped.csv", skipped)
             said += f"; {len(skipped)} could not be read, see {self.output / 'skipped.csv'}"
         return said
+
+
+def _by_class(task: TaskSpec, numbers: Tensor) -> dict[str, float]:
+    """Cells of classes.csv."""
+    return {f"{task.key}/{c}": n for c, n in zip(task.classes, numbers.tolist(), strict=True)}
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,50 +15,16 @@ from torch.utils.data import Dataset
 
 from ark.cycle import Cycle
 from ark.seeds import seed_at, seed_of
-from ark.types import Batch, ConfigError, TaskSpec
+from ark.types import Batch, ConfigError
 from datamodules.collate import BatchBuilder
 from datamodules.order import Order, rank_positions, rank_share
 from datamodules.prefetch import AHEAD, Prefetcher
-from datamodules.tars.shards import BadSample, Sample, ShardReader, StoredSample
+from datamodules.tars.shards import BadSample, Sample
+from datamodules.task_data import TaskData, read
 from datamodules.transforms import Augment, Transform
 
 OnBad = Literal["error", "skip"]
 _MOST_DRAWS = 100  # in search of a sample to take a bad one's place
-
-
-class TaskData:
-    """One task's samples in one split: those that carry its annotation.
-
-    They are numbered 0..size-1 in stored order; nothing is read before a sample is asked for.
-    """
-
-    def __init__(self, spec: TaskSpec, reader: ShardReader, split: str) -> None:
-        self.spec, self.reader, self.split = spec, reader, split
-        self.lengths = reader.index.annotated(split, spec.name)  # (S,) samples of each shard
-        self.size = int(self.lengths.sum())
-
-    def read(self, shard: int, ordinal: int) -> Sample:
-        """The `ordinal`-th of this task's samples in `shard`; BadSample where it is damaged."""
-        found = self.reader.shard(self.split, shard)
-        rows = found.table.annotated.get(self.spec.name, ())
-        if len(rows) != self.lengths[shard]:
-            file = self.reader.index.split(self.split).shards[shard].file
-            raise BadSample(
-                f"{file}: its table has {len(rows)} samples with {self.spec.name!r}, the index "
-                f"{self.lengths[shard]}; index the tars anew",
-                "shard",
-            )
-        return self.reader.load(StoredSample(found, int(rows[ordinal])), self.spec.name)
-
-    def locate(self, numbers: range) -> list[tuple[int, int]]:
-        """(shard, ordinal) of samples by number."""
-        shards = np.searchsorted(self._ends, numbers, side="right")
-        ordinals = np.asarray(numbers) - (self._ends[shards] - self.lengths[shards])
-        return list(zip(shards.tolist(), ordinals.tolist(), strict=True))
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -112,9 +77,10 @@ class TrainBatches(Dataset[Batch | Failed]):
         self._prefetch(item)
         key, positions = self.at(item)
         shards, ordinals = self.orders[key].locate(positions)
-        data, builder = self.tasks[key], BatchBuilder(self.transforms[key], len(positions))
+        data = self.tasks[key]
+        builder = BatchBuilder(self.transforms[key], len(positions), data.uncertain)
         # all are read before one is decoded: each stage's code stays in the processor's cache
-        found = [_read(data, *place) for place in zip(shards, ordinals, strict=True)]
+        found = [read(data, *place) for place in zip(shards, ordinals, strict=True)]
         try:
             for position, sample in zip(positions, found, strict=True):
                 self._add(builder, key, position, sample)
@@ -159,34 +125,26 @@ class TrainBatches(Dataset[Batch | Failed]):
                     builder.skip(position, error)
             substitute = seed_of("substitute", self.seed, key, position, draw) % data.size
             (shard,), (ordinal,) = self.orders[key].locate(range(substitute, substitute + 1))
-            sample = _read(data, shard, ordinal)
+            sample = read(data, shard, ordinal)
         raise ConfigError(
             f"task {key}: {_MOST_DRAWS} samples in a row could not be used; the last: "
             f"{builder.skipped[-1].message}"
         )
 
 
-class EvalBatches(Dataset[Batch | Failed]):
-    """Every sample of every task of one split exactly once, over all ranks, without padding."""
+class PlainBatches(Dataset[Batch | Failed]):
+    """Batches without augmentation.
+
+    Args:
+        plan: of each batch, its task and its samples by number.
+    """
 
     def __init__(
-        self,
-        tasks: Sequence[TaskData],
-        batch_size: int,
-        image_size: int,
-        rank: int = 0,
-        world: int = 1,
-        on_bad: OnBad = "error",
+        self, plan: list[tuple[TaskData, Sequence[int]]], image_size: int, on_bad: OnBad
     ) -> None:
-        self.on_bad, self.prefetcher = on_bad, Prefetcher()
-        self.plan: list[tuple[TaskData, range]] = []
-        self.transforms = {t.spec.key: Transform(t.spec.kind, image_size, None) for t in tasks}
-        for data in tasks:
-            mine = rank_share(data.size, rank, world)
-            starts = range(0, len(mine), batch_size)
-            self.plan += [(data, mine[start : start + batch_size]) for start in starts]
-        # Lightning skips the whole evaluation on a rank without a batch, and the others wait for it
-        self.plan = self.plan or [(tasks[0], range(0))]
+        self.plan, self.on_bad, self.prefetcher = plan, on_bad, Prefetcher()
+        specs = {data.spec.key: data.spec for data, _ in plan}
+        self.transforms = {k: Transform(s.kind, image_size, None) for k, s in specs.items()}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -198,7 +156,7 @@ class EvalBatches(Dataset[Batch | Failed]):
                 shards = {shard for shard, _ in later.locate(some)}
                 self.prefetcher.want(later.reader, later.split, shards)
         builder = BatchBuilder(self.transforms[data.spec.key], len(numbers))
-        found = [_read(data, *place) for place in data.locate(numbers)]
+        found = [read(data, *place) for place in data.locate(numbers)]
         for number, sample in zip(numbers, found, strict=True):
             try:
                 builder.add(sample, data.reader, 0)
@@ -209,8 +167,48 @@ class EvalBatches(Dataset[Batch | Failed]):
         return builder.batch(data.spec.key, list(numbers))
 
 
-def _read(data: TaskData, shard: int, ordinal: int) -> Sample | BadSample:
-    try:
-        return data.read(int(shard), int(ordinal))
-    except BadSample as error:
-        return error
+class EvalBatches(PlainBatches):
+    """Every sample of every task of one split exactly once, over all ranks, without padding."""
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskData],
+        batch_size: int,
+        image_size: int,
+        rank: int = 0,
+        world: int = 1,
+        on_bad: OnBad = "error",
+    ) -> None:
+        plan = [
+            (data, numbers)
+            for data in tasks
+            for numbers in _cut(rank_share(data.size, rank, world), batch_size)
+        ]
+        # Lightning skips the whole evaluation on a rank without a batch, and the others wait for it
+        super().__init__(plan or [(tasks[0], range(0))], image_size, on_bad)
+
+
+class FirstBatches(PlainBatches):
+    """The first samples of a task that training will see.
+
+    Args:
+        order: of the task's stream.
+        count: samples; all of the task's where it has fewer.
+    """
+
+    def __init__(
+        self,
+        data: TaskData,
+        order: Order,
+        count: int,
+        batch_size: int,
+        image_size: int,
+        on_bad: OnBad = "error",
+    ) -> None:
+        first = range(min(count, data.size))  # of the first pass: no sample comes twice
+        numbers = data.numbers(*order.locate(first))
+        super().__init__([(data, some) for some in _cut(numbers, batch_size)], image_size, on_bad)
+
+
+def _cut(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from ark.seeds import seed_of
 from ark.types import Kind
-from datamodules.annotations import Boxes, Masks
+from datamodules.annotations import Boxes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Augment:
         brightness: student's view only: brightness and contrast, drawn from [-b, b].
         gamma: student's view only: percent around 100.
         flip: share of images mirrored left to right; 0 by default because left and right lung
-            are classes.
+            are classes. Classes, boxes, masks and points keep their names: mirrored, the mask or
+            point of a right lung lies where a left lung would.
     """
 
     rotate: float = 10.0
@@ -60,9 +61,14 @@ class Transform:
         self.kind, self.size = kind, size
         self.training = augment is not None
         boxes = A.BboxParams("pascal_voc", label_fields=["labels"], min_visibility=0.1)
+        points = A.KeypointParams("xy", remove_invisible=False)  # K stay K
         self._geometric = self._photometric = None
         if augment is not None and (steps := _geometric(augment)):
-            self._geometric = A.Compose(steps, bbox_params=boxes if kind == "detection" else None)
+            self._geometric = A.Compose(
+                steps,
+                bbox_params=boxes if kind == "detection" else None,
+                keypoint_params=points if kind == "points" else None,
+            )
         if augment is not None and (steps := _photometric(augment)):
             self._photometric = A.Compose(steps)
 
@@ -104,26 +110,43 @@ class Transform:
         if self.kind == "detection":
             height, width = stored
             scale = np.array([self.size / width, self.size / height] * 2, np.float32)
-            return Boxes(annotation.boxes * scale, annotation.labels)
+            return annotation._replace(boxes=annotation.boxes * scale)
         if self.kind == "segmentation":
             resized = [_resize_mask(mask, self.size) for mask in annotation.masks]
-            return Masks(np.stack(resized), annotation.known)
+            return annotation._replace(masks=np.stack(resized))
+        if self.kind == "points":
+            height, width = stored
+            return annotation * np.array([self.size / width, self.size / height], np.float32)
         return annotation
 
     def _move(self, image: np.ndarray, annotation: Any) -> tuple[np.ndarray, Any]:
         """Carries image and annotation through the drawn geometry."""
         assert self._geometric is not None
         if self.kind == "detection":
-            boxes, labels = annotation
+            boxes, labels, known = annotation
             moved = self._geometric(image=image, bboxes=boxes, labels=labels)
             return moved["image"], Boxes(
                 np.asarray(moved["bboxes"], np.float32).reshape(-1, 4),
                 np.asarray(moved["labels"], np.int64),
+                known,
             )
         if self.kind == "segmentation":
             moved = self._geometric(image=image, masks=annotation.masks)
-            return moved["image"], Masks(np.asarray(moved["masks"]), annotation.known)
+            return moved["image"], annotation._replace(masks=np.asarray(moved["masks"]))
+        if self.kind == "points":
+            known = ~np.isnan(annotation[:, 0])
+            # albumentations counts from the middle of the first pixel, we from its corner
+            moved = self._geometric(image=image, keypoints=annotation[known] - 0.5)
+            return moved["image"], _back(moved["keypoints"], known, self.size)
         return self._geometric(image=image)["image"], annotation
+
+
+def _back(moved: Any, known: np.ndarray, size: int) -> np.ndarray:
+    """(K, 2) float32 of the known points that moved; NaN for those that left the view."""
+    points = np.full((len(known), 2), np.nan, np.float32)
+    points[known] = np.asarray(moved, np.float32).reshape(-1, 2) + 0.5
+    points[((points < 0) | (points > size)).any(axis=1)] = np.nan
+    return points
 
 
 def _resize(image: np.ndarray, size: int, out: np.ndarray | None) -> np.ndarray:

@@ -1,82 +1,167 @@
-"""Average precision of boxes, as COCO defines it, in a form that any number of ranks can gather."""
+"""Average precision and FROC of boxes, as functions of images and their weights.
+
+N images, K classes, T IoU thresholds, M predicted boxes of a class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.detection import MeanAveragePrecision
-from torchmetrics.utilities.data import dim_zero_cat
 
 from ark.types import BoxPrediction, DetectionTarget
+from heads.box_matching import Matches, match
+from heads.weighted import WeightedMetric
 
-IOUS = [0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])
+AT_40, AT_50 = 0, 1
+RECALLS = np.linspace(0, 1, 101)
+FALSE_PER_IMAGE = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
-class BoxAP(Metric):
-    """`map40`, `map50`, `map` (mean over IoU 0.50:0.95) and `ap50/<class>`, each in [0, 1].
+@dataclass
+class Curve:
+    """Predicted boxes of all classes by falling score, for FROC."""
 
-    A class without a box in the truth is left out; without any box at all every value is NaN.
+    images: np.ndarray  # (M,) index of each box's image
+    hits: np.ndarray  # (M,) bool, at IoU 0.5
+    last: np.ndarray  # indices of the last box of each score: no threshold parts equals
 
-    torchmetrics' own metric keeps one state per image, which hangs when ranks hold different
-    numbers of images. Here each state is ONE flat float32 tensor: what torchmetrics gathers from
-    ranks of any length, and from a rank that saw nothing.
+
+@dataclass
+class Evidence:
+    classes: list[Matches]
+    pooled: Curve
+    annotated: np.ndarray  # (N,) bool: some class was looked for
+
+
+class BoxAP(WeightedMetric):
+    """COCO's average precision and FROC, each in [0, 1].
+
+    - `map40`, `map50`: at IoU 0.40 and 0.50; `map`: the mean over 0.50:0.95. Means over the
+      classes that have a box in the truth, of the precision at 101 recalls; every predicted box
+      counts, and boxes of every size.
+    - `froc`: the mean share of the boxes of all classes that is found at 1/8, 1/4, 1/2, 1, 2, 4 and
+      8 false boxes an image. A box is found if a prediction of its class overlaps it by an IoU of
+      0.5 or more, each prediction finding one box at most (COCO's matching); all other
+      predictions are false. One score threshold for all classes; the most found under any
+      threshold that gives no more false boxes.
+    - `ap50/<class>`, `ap40/<class>`.
+
+    Where a class was not looked for on an image (`DetectionTarget.known`), its boxes there count
+    neither as hits nor as false, as LVIS has it (Gupta et al. 2019). What could not be measured is
+    NaN.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    predicted: list[Tensor]
-    predicted_counts: list[Tensor]
-    truth: list[Tensor]
+    predicted: list[Tensor]  # rows of six: box, score, class
+    predicted_counts: list[Tensor]  # per image
+    truth: list[Tensor]  # rows of five: box, class
     truth_counts: list[Tensor]
+    known: list[Tensor]  # K per image, 0 or 1
 
-    def __init__(self, classes: Sequence[str], max_boxes: int = 100) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.max_boxes = max_boxes
-        for state in ("predicted", "predicted_counts", "truth", "truth_counts"):
+        for state in ("predicted", "predicted_counts", "truth", "truth_counts", "known"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
-    def update(self, prediction: BoxPrediction, target: DetectionTarget) -> None:
+    def see(self, prediction: BoxPrediction, target: DetectionTarget) -> int:
         """Adds B images. Both in xyxy pixels of the same frame."""
+        count = len(target.boxes)
         self.predicted.append(_flat(prediction.boxes, prediction.scores, prediction.labels))
         self.predicted_counts.append(_counts(prediction.labels))
         self.truth.append(_flat(target.boxes, target.labels))
         self.truth_counts.append(_counts(target.labels))
+        known = target.known
+        if known is None:
+            known = torch.ones(count, len(self.classes), device=self.device)
+        self.known.append(known.float().flatten())
+        return count
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scalars on the CPU, by the names in the class's docstring, classes in their order."""
-        precision = torch.full((len(IOUS), 101, len(self.classes)), torch.nan)
-        if len(self.truth_counts):  # a list, or one tensor once it is gathered
-            seen, values = self._precision()
-            precision[:, :, seen] = values.where(values >= 0, torch.nan)  # -1: no such box in truth
-        ap = precision.mean(dim=1)
-        result = {"map40": ap[0].nanmean(), "map50": ap[1].nanmean(), "map": ap[1:].nanmean()}
-        return result | {f"ap50/{name}": ap[1, k] for k, name in enumerate(self.classes)}
+    def evidence(self) -> Evidence:
+        known = self.gathered("known").reshape(-1, len(self.classes)) > 0
+        predicted = self._rows("predicted", 6)
+        truth = self._rows("truth", 5)
+        classes = []
+        for k in range(len(self.classes)):
+            found = [
+                p[(p[:, 5] == k) & sure[k], :5] for p, sure in zip(predicted, known, strict=True)
+            ]
+            boxes = [t[(t[:, 4] == k) & sure[k], :4] for t, sure in zip(truth, known, strict=True)]
+            classes.append(match(found, boxes, IOUS))
+        return Evidence(classes, _pool(classes), np.any(known, axis=1))
 
-    def _precision(self) -> tuple[Tensor, Tensor]:
-        """Class indices (K',) and precisions (IoU, recall, K') of the classes seen anywhere."""
-        coco = MeanAveragePrecision(
-            iou_thresholds=IOUS,
-            max_detection_thresholds=[1, 10, max(100, self.max_boxes)],
-            extended_summary=True,
-            backend="faster_coco_eval",
-            sync_on_compute=False,
-        )
-        predicted = _split(self.predicted, self.predicted_counts, 6)
-        truth = _split(self.truth, self.truth_counts, 5)
-        coco.update(
-            [{"boxes": p[:, :4], "scores": p[:, 4], "labels": p[:, 5].long()} for p in predicted],
-            [{"boxes": t[:, :4], "labels": t[:, 4].long()} for t in truth],
-        )
-        result = coco.compute()
-        # (IoU, recall, class, area, detections): all areas, the largest number of detections
-        precision = result["precision"][:, :, :, 0, -1].float()
-        return torch.atleast_1d(result["classes"]).long(), precision
+    def score(
+        self, evidence: Evidence, weights: np.ndarray, brief: bool = False
+    ) -> dict[str, float]:
+        each = np.array([_average_precisions(matches, weights) for matches in evidence.classes])
+        result = {
+            "map40": _mean(each[:, AT_40]),
+            "map50": _mean(each[:, AT_50]),
+            "map": _mean(each[:, AT_50:]),
+            "froc": _froc(evidence, weights),
+        }
+        if not brief:
+            for name, column in (("ap50", AT_50), ("ap40", AT_40)):
+                named = zip(self.classes, each[:, column], strict=True)
+                result |= {f"{name}/{label}": float(value) for label, value in named}
+        return result
+
+    def _rows(self, state: str, width: int) -> list[np.ndarray]:
+        """The inverse of `_flat`: N arrays of rows."""
+        ends = np.cumsum(self.gathered(f"{state}_counts").astype(int))
+        if not len(ends):
+            return []
+        return np.split(self.gathered(state).reshape(-1, width).astype(float), ends[:-1])
+
+
+def _average_precisions(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """(T,) as COCOeval.accumulate, each image counted by its weight; NaN without a box in truth."""
+    boxes = float(matches.truth @ weights)
+    if boxes == 0:
+        return np.full(len(IOUS), np.nan)
+    weight = weights[matches.images]
+    ranked = np.cumsum(weight)
+    result = np.zeros(len(IOUS))
+    for t, hits in enumerate(matches.hits):
+        at = np.flatnonzero(hits)  # precision peaks where a hit is added
+        true = np.cumsum(weight[at])
+        precision = true / (ranked[at] + np.spacing(1))
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = np.searchsorted(true / boxes, RECALLS, side="left")
+        result[t] = np.append(envelope, 0)[np.minimum(reached, len(at))].mean()
+    return result
+
+
+def _pool(classes: list[Matches]) -> Curve:
+    scores = np.concatenate([matches.scores for matches in classes])
+    order = np.argsort(-scores, kind="stable")
+    return Curve(
+        images=np.concatenate([matches.images for matches in classes])[order],
+        hits=np.concatenate([matches.hits[AT_50] for matches in classes])[order],
+        last=np.flatnonzero(np.diff(scores[order], append=np.nan) != 0),
+    )
+
+
+def _froc(evidence: Evidence, weights: np.ndarray) -> float:
+    boxes = sum(float(matches.truth @ weights) for matches in evidence.classes)
+    images = float(weights @ evidence.annotated)
+    if boxes == 0:
+        return np.nan
+    curve = evidence.pooled
+    weight = weights[curve.images]
+    found = np.cumsum(weight * curve.hits)[curve.last] / boxes
+    false = np.cumsum(weight * ~curve.hits)[curve.last] / images
+    allowed = np.searchsorted(false, FALSE_PER_IMAGE, side="right")  # so many thresholds
+    return float(np.append(0, found)[allowed].mean())
+
+
+def _mean(values: np.ndarray) -> float:
+    measured = values[~np.isnan(values)]
+    return float(measured.mean()) if len(measured) else np.nan
 
 
 def _flat(boxes: list[Tensor], *columns: list[Tensor]) -> Tensor:
@@ -87,9 +172,3 @@ def _flat(boxes: list[Tensor], *columns: list[Tensor]) -> Tensor:
 
 def _counts(labels: list[Tensor]) -> Tensor:
     return torch.tensor([len(image) for image in labels], device=labels[0].device).float()
-
-
-def _split(rows: list[Tensor], counts: list[Tensor], width: int) -> list[Tensor]:
-    """The inverse of `_flat`: one (N, width) tensor per image, on the CPU."""
-    per_image = dim_zero_cat(counts).long().tolist()
-    return list(dim_zero_cat(rows).cpu().view(-1, width).split(per_image))

@@ -1,4 +1,4 @@
-"""Detection: an FPN and a single-stage mmdet head on the backbone's pyramid.
+"""Detection: a detector of mmdet on the backbone's pyramid.
 
 Shape letters: see `ark.types`; L levels of the pyramid, finest first.
 Importing this module is cheap: mmdet is imported when the first head is built.
@@ -27,12 +27,15 @@ from ark.types import (
     Target,
     TaskSpec,
 )
+from heads.tied import TiedOnce
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from mmengine.structures import InstanceData
 
     from heads.box_ap import BoxAP
+
+# by class, for readers of gray prints: matplotlib's (offset, (on, off, ...)) in line widths
+LINES = ((0, ()), (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 @dataclass
@@ -40,127 +43,153 @@ class DetectionOutput:
     """What `DetectionHead.forward` computed."""
 
     maps: tuple[Tensor, ...]  # L times (B, channels, H / stride, W / stride): the neck's
-    raw: tuple[list[Tensor], ...]  # per branch (class, box, ...) L maps: the mmdet head's
+    raw: Any  # the detector family's, see heads.detector_families
     image_size: tuple[int, int]  # (H, W) of the network's input in pixels
 
-    @property
-    def batch_size(self) -> int:
-        return len(self.maps[0])
 
-    def image_metas(self) -> list[dict[str, Any]]:
-        """What mmdet wants to know about each image."""
-        size = self.image_size
-        meta = {"img_shape": size, "pad_shape": size, "batch_input_shape": size}
-        return [dict(meta) for _ in range(self.batch_size)]
-
-
-class DetectionHead(Head):
+class DetectionHead(TiedOnce, Head):
     """Boxes of a fixed set of classes.
 
+    A class that nobody looked for on an image (`DetectionTarget.known`) gives no loss there.
+
     Args:
-        detector: "atss" (learned fastest where it was measured), "fcos" or "retinanet"; or
-            `{"neck": ..., "bbox_head": ...}`, mmdet configurations of your own, in which
-            `neck.in_channels`, `bbox_head.num_classes` and `bbox_head.test_cfg` are filled in.
-        channels: width of the pyramid and of the presets' towers; a multiple of 8.
-        convs: stacked convolutions in each of the presets' towers.
-        min_stride: maps finer than this many pixels per cell are left out.
-        extra_levels: coarser levels on top of the backbone's, each of twice the stride.
-        max_boxes: most boxes predicted for one image.
-        score_threshold: boxes with a lower class probability are not predicted.
-        nms_iou: of two boxes of one class that overlap more, the lower score is dropped.
+        detector: a preset, "atss" (of the small ones it learned fastest where it was measured),
+            "fcos", "retinanet", "faster_rcnn", "dino" (Foundation X's) or "deformable_detr"; or a
+            detector configuration of mmdet 3, as a mapping, as a file's path, or as
+            "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py" of those that mmdet ships. Of it the
+            backbone and the images' preparation are dropped, and the classes are set.
+        detector_args: a preset's numbers, see `heads.detector_presets`, `heads.detr_presets` and
+            `heads.two_stage_presets`.
+        shared: what all heads with the same `shared_name` have in common: null, "neck", "encoder"
+            (Foundation X; of a detector that is no transformer the neck) or "decoder" (X+: also
+            the encoder). A lock names the parts as shared.NAME_neck, _encoder and _decoder.
+        shared_name: what the names of the shared parts begin with.
+        level_norm: a LayerNorm on each of the maps read, as Foundation X has.
+        min_stride: maps finer than this many pixels per cell are left out; presets: 8. A
+            configuration reads as many of the coarsest maps as its neck has `in_channels`.
+        extra_levels: of a preset, coarser levels on top of the backbone's, each of twice the
+            stride; 1.
+        max_boxes: most boxes predicted for one image; presets: 100, dino: 300.
+        score_threshold: boxes with a lower class probability are not predicted; 0.05 where the
+            detector has a threshold, else none.
+        nms_iou: of two boxes of one class that overlap more, the lower score is dropped; presets:
+            0.5. The transformers have no such step.
         display_threshold: boxes with a lower score are not drawn.
 
     Raises:
-        ConfigError: for a value outside these, a configuration that mmdet cannot build, or a
-            backbone without a map coarse enough.
+        ConfigError: for a value outside these, a configuration that mmdet cannot build, or one that
+            does not fit the backbone's maps.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"detection"})
     reads: ClassVar[str] = "maps"
-    main_metric: ClassVar[str] = "map50"
+    main_metric = "map50"
 
     neck: Any  # mmdet's modules have no types
-    dense: Any
+    detector: Any
 
     def __init__(
         self,
         task: TaskSpec,
         features: FeatureInfo,
         detector: str | Mapping[str, Any] = "atss",
-        channels: int = 64,
-        convs: int = 2,
-        min_stride: int = 8,
-        extra_levels: int = 1,
-        max_boxes: int = 100,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
+        detector_args: Mapping[str, Any] | None = None,
+        shared: str | None = None,
+        shared_name: str = "detector",
+        level_norm: bool = False,
+        min_stride: int | None = None,
+        extra_levels: int | None = None,
+        max_boxes: int | None = None,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
         display_threshold: float = 0.3,
     ) -> None:
         super().__init__(task, features)
-        from heads.detector_presets import detector_config, postprocessing
+        from heads.detector_build import build_detector, build_neck, check_fit
+        from heads.detector_config import plan_detector, set_postprocessing
+        from heads.detector_families import family_of
+        from heads.detr_sharing import shared_offers
 
         where = f"head of task {task.key!r}"
-        _check_range(where, "convs", convs, 0)
         _check_range(where, "extra_levels", extra_levels, 0)
         _check_range(where, "max_boxes", max_boxes, 1)
         _check_range(where, "score_threshold", score_threshold, 0, 1)
         _check_range(where, "nms_iou", nms_iou, 0, 1)
-        self.levels = _levels(features, min_stride, where)
-        self.max_boxes = max_boxes
+        self.score_threshold = score_threshold or 0.0
         self.display_threshold = display_threshold
-        strides = [features.strides[level] for level in self.levels]
-        strides += [strides[-1] * 2**n for n in range(1, extra_levels + 1)]
-        neck, dense = detector_config(detector, channels, convs, strides, where)
-        neck.setdefault("in_channels", [features.channels[level] for level in self.levels])
-        dense["num_classes"] = len(task.classes)
-        dense.setdefault("test_cfg", postprocessing(max_boxes, score_threshold, nms_iou))
-        self.neck = _build(neck, f"{where}: detector.neck")
-        self.dense = _build(dense, f"{where}: detector.bbox_head")
+        plan = plan_detector(
+            detector, detector_args, features, len(task.classes), min_stride, extra_levels, where
+        )
+        set_postprocessing(plan.detector, max_boxes, score_threshold, nms_iou, where)
+        self.levels = plan.levels
+        offers = shared_offers(plan, features, shared, shared_name, level_norm, where)
+        if not offers:
+            self.neck = build_neck(plan, features, level_norm, where)
+        self.detector = build_detector(plan, where)
+        for offer in offers:
+            self._borrow(*offer)
+        self._family = family_of(self.detector)
+        check_fit(self.neck, self.detector, features, self.levels, where)
 
-    def forward(self, features: Features, target: Target | None = None) -> DetectionOutput:
-        """Reads the maps of stride >= `min_stride`."""
-        maps = self.neck(tuple(features.maps[level] for level in self.levels))
-        raw = tuple([level.float() for level in branch] for branch in self.dense(maps))
-        return DetectionOutput(tuple(maps), raw, features.image_size)
+    def _borrow(self, name: str, recipe: Any, make: Any) -> None:
+        from heads.detr_sharing import borrow
+
+        for attribute, part in self.share(name, recipe, make).named_children():
+            borrow(self if attribute == "neck" else self.detector, attribute, part)
+
+    def forward(
+        self, features: Features, target: Target | None = None, like: Any | None = None
+    ) -> DetectionOutput:
+        """Reads the maps at `levels`. DINO adds noisy boxes of the target; two-stage detectors
+        sample proposals by it, and without it compute their boxes here."""
+        maps = tuple(self.neck(tuple(features.maps[level] for level in self.levels)))
+        scene = self._scene(len(maps[0]), features.image_size, target)
+        raw = self._family.forward(self.detector, maps, scene, like.raw if like else None)
+        return DetectionOutput(maps, raw, features.image_size)
 
     def loss(self, output: DetectionOutput, target: Target) -> dict[str, Tensor]:
         """mmdet's terms (`loss_cls`, `loss_bbox`, ...), each summed over the levels.
 
-        They are divided by the number of matched cells, averaged over the ranks: under DDP every
+        They are divided by the number of matched boxes, averaged over the ranks: under DDP every
         rank must call this in the same step.
         """
-        assert isinstance(target, DetectionTarget)
-        truth = [_instances(*image) for image in zip(target.boxes, target.labels, strict=True)]
-        terms = self.dense.loss_by_feat(
-            *output.raw, batch_gt_instances=truth, batch_img_metas=output.image_metas()
-        )
-        return {name: _total(term) for name, term in terms.items()}
+        scene = self._scene(len(output.maps[0]), output.image_size, target)
+        terms = self._family.loss(self.detector, output.raw, scene)
+        return {name: _total(term) for name, term in terms.items() if "loss" in name}
 
     @torch.no_grad()
     def predict(self, output: DetectionOutput) -> BoxPrediction:
-        """At most `max_boxes` boxes an image, inside the image, after NMS within each class."""
-        found = self.dense.predict_by_feat(*output.raw, batch_img_metas=output.image_metas())
+        """At most `max_boxes` boxes an image, inside the image, by falling score."""
+        scene = self._scene(len(output.maps[0]), output.image_size, None)
+        found = self._family.predict(self.detector, output.raw, scene)
+        kept = [_by_score(image, self.score_threshold) for image in found]
         return BoxPrediction(
-            boxes=[image.bboxes for image in found],
-            scores=[image.scores for image in found],
-            labels=[image.labels for image in found],
+            boxes=[image.bboxes.float() for image in kept],
+            scores=[image.scores.float() for image in kept],
+            labels=[image.labels for image in kept],
         )
 
     def consistency(self, features: Features, output: DetectionOutput) -> dict[str, Tensor]:
-        """Half backbone, half decoder: the coarsest map, and all cells of the pyramid."""
+        """Of transformers half the decoder's hidden states and half the encoder's tokens; of others
+        half the coarsest map and half all cells of the pyramid."""
+        own = self._family.consistency(output.raw)
+        if own is not None:
+            return own
         cells = torch.cat([level.flatten(2) for level in output.maps], dim=2)
         return {"backbone": features.maps[-1], "decoder": cells}
 
     def metrics(self) -> BoxAP:
-        """Keys `map50`, `map`, `map40` and `ap50/<class>`: see `heads.box_ap.BoxAP`."""
+        """COCO's average precision and FROC: see `heads.box_ap.BoxAP`."""
         from heads.box_ap import BoxAP
 
-        return BoxAP(self.task.classes, self.max_boxes)
+        return BoxAP(self.task.classes)
 
     def draw(
         self, axes: Axes, image: Tensor, shown: Prediction | Target, index: int, truth: bool
     ) -> None:
         """Outlines all boxes of the truth, or the predicted ones above `display_threshold`."""
+        from matplotlib.patheffects import withStroke
+
         assert isinstance(shown, BoxPrediction | DetectionTarget)
         boxes, labels = _numpy(shown.boxes[index]), _numpy(shown.labels[index])
         scores = None
@@ -169,49 +198,35 @@ class DetectionHead(Head):
             visible = scores >= self.display_threshold
             boxes, labels, scores = boxes[visible], labels[visible], scores[visible]
         show_image(axes, _numpy(image).transpose(1, 2, 0))
+        before = len(axes.patches)
         draw_boxes(axes, boxes, labels, self.task.classes, scores)
+        for outline, label in zip(axes.patches[before:], labels, strict=True):
+            outline.set_linestyle(LINES[int(label) % len(LINES)])  # type: ignore[arg-type]
+            outline.set_path_effects([withStroke(linewidth=2.4, foreground="black", alpha=0.5)])
+
+    def _scene(self, batch: int, size: tuple[int, int], target: Target | None) -> Any:
+        from heads.detector_families import make_scene
+
+        assert target is None or isinstance(target, DetectionTarget)
+        return make_scene(batch, size, target)
 
 
-def _check_range(where: str, name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
+def _check_range(
+    where: str, name: str, value: float | None, low: float, high: float = math.inf
+) -> None:
+    if value is not None and not low <= value <= high:
         expected = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
         raise ConfigError(f"{where}: {name} is {value}; expected a number {expected}")
 
 
-def _levels(features: FeatureInfo, min_stride: int, where: str) -> list[int]:
-    levels = [n for n, stride in enumerate(features.strides) if stride >= min_stride]
-    if not levels:
-        raise ConfigError(
-            f"{where}: no map of the backbone has a stride >= min_stride={min_stride}; "
-            f"its strides are {list(features.strides)}; lower min_stride or take a deeper backbone"
-        )
-    return levels
-
-
-def _build(config: dict[str, Any], where: str) -> Any:
-    from heads.mmdet_adapter import init_weights, mmdet_models
-
-    models = mmdet_models()
-    from mmengine import ConfigDict
-
-    try:
-        module = models.build(ConfigDict(config))
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ConfigError(f"{where}: mmdet cannot build {config.get('type')!r}: {error}") from error
-    init_weights(module)
-    return module
-
-
-def _instances(boxes: Tensor, labels: Tensor) -> InstanceData:
-    """One image's truth for mmdet, without boxes that have no area: they encode to infinity."""
-    from mmengine.structures import InstanceData
-
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return InstanceData(bboxes=boxes[solid], labels=labels[solid])
+def _by_score(found: Any, threshold: float) -> Any:
+    """mmdet's boxes of one image from the surest on, none below the threshold."""
+    found = found[found.scores >= threshold]
+    return found[found.scores.argsort(descending=True, stable=True)]
 
 
 def _total(term: Tensor | list[Tensor]) -> Tensor:
-    return torch.stack(term).sum() if isinstance(term, list) else term
+    return torch.stack(term).sum() if isinstance(term, list) else term.sum()
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -95,8 +95,8 @@ class _StandInExtension(ModuleType):
 def _missing_operator(name: str, *args: Any, **kwargs: Any) -> None:
     raise ConfigError(
         f"this detector calls mmcv's compiled operator {name!r}, which mmcv-lite does not have; "
-        "choose a detector without deformable convolutions (fcos, retinanet, atss), or replace "
-        "mmcv-lite by an mmcv==2.1.0 compiled for your torch"
+        "choose a detector without deformable convolutions (dino, deformable_detr, faster_rcnn, "
+        "fcos, retinanet, atss), or replace mmcv-lite by an mmcv==2.1.0 compiled for your torch"
     )
 
 

@@ -10,8 +10,9 @@ import random
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
@@ -188,11 +189,24 @@ def nonsense(members: Members, draw: random.Random, trap: Path) -> Members:
         {**annotations, "findings": {"Mass": 1e400}},
         {**annotations, "view": {"a": []}},
         *({**annotations, "boxes": [{"class": c, "bbox": box}]} for c, box in boxes),
+        *({**annotations, name: value} for name, value in strange_numbers()),
     ]
     texts = [b"", b"null", b"[1, 2]", b"{", b'{"a": ' * 5000, b"\xff\xfe\0", b"[" * 100_000]
     texts += [json.dumps({**record, "annotations": value}).encode() for value in values]
     members[place] = (info, draw.choice(texts))
     return members
+
+
+def strange_numbers() -> Iterator[tuple[str, Any]]:
+    """Values, points, known classes and raters that cannot be."""
+    box = {"class": "opacity", "bbox": [1, 1, 5, 5]}
+    yield from (("boxes", {"boxes": [box], "known": known}) for known in ([], None, [[1]], 3))
+    lesion = {"known": ["lesion"], "raters": {"lesion": 2}}
+    yield from (("lesion", lesion | {"raters": r}) for r in ({"lesion": 0}, {"x": 2}, [2], 7))
+    yield from (
+        ("ratio", value) for value in ({"ctr": float("nan")}, {"ctr": 10**400}, "x", {"y": 1})
+    )
+    yield from (("marks", {"apex": p}) for p in ([1e9, 3], [1], {"x": 1}, [None, 2], float("inf")))
 
 
 # -- values of the index ---------------------------------------------------------------------

@@ -42,6 +42,14 @@ WRONG = {
     "no image": (["--data.image_size=0"], "data.image_size: 0"),
     "no validation": (["--run.validate_every=0"], "validate_every=0"),
     "nothing to resume": (["--ckpt_path=last"], "no checkpoint"),
+    "head of no task": (
+        ["--data.heads={boxes: {class_path: x.Y}}"],
+        "data.heads: 'boxes' is neither a task nor a kind of task; tasks: ['tiny_findings",
+    ),
+    "head without a class": (
+        ["--data.heads={tiny_findings/findings: {init_args: {}}}"],
+        "expected {class_path: ..., init_args: ...}",
+    ),
     "unknown rate": (["--model.lr_scale={neck: 0.1}"], "lr_scale: 'neck' names no module"),
 }
 
@@ -70,6 +78,12 @@ def edit(recipe: Path, dataset: str, old: str, new: str) -> Path:
     ("old", "new", "message"),
     [
         ("name: findings", "name: labels", "is no annotation of"),
+        ("name: findings", "name: findings\n  uncertain: maybe", "uncertain is 'maybe'; expected"),
+        (
+            "name: findings",
+            "name: findings\n  uncertain: {edema: ones}",
+            "findings: uncertain names 'edema'; expected one of the classes ['nodule'",
+        ),
         ("heads.classification", "heads.nowhere", "no module 'heads.nowhere'"),
         ("ClassificationHead", "Other", "has no 'Other'"),
         ("train: 12", "train: 0", "expected train >= 1"),

@@ -9,16 +9,20 @@ from ark.types import (
     DetectionTarget,
     MulticlassTarget,
     MultilabelTarget,
+    PointsTarget,
     SegmentationTarget,
     Target,
     TaskSpec,
+    ValuesTarget,
 )
 
 HEADS = {
     "multilabel": "heads.classification.ClassificationHead",
     "multiclass": "heads.classification.ClassificationHead",
+    "ordinal": "heads.classification.ClassificationHead",
     "detection": "heads.detection.DetectionHead",
     "segmentation": "heads.segmentation.SegmentationHead",
+    "values": "heads.regression.RegressionHead",
 }
 CLASSES = ("heart", "lung", "rib")
 SIZE = 64
@@ -36,7 +40,7 @@ def make_target(kind: str, count: int) -> Target:
         known = torch.ones(count, 3, dtype=torch.bool)
         known[0, 0] = False
         return MultilabelTarget(labels * known, known)
-    if kind == "multiclass":
+    if kind in ("multiclass", "ordinal"):
         return MulticlassTarget(torch.randint(0, 3, (count,), generator=generator))
     if kind == "detection":
         box = torch.tensor([[8.0, 8.0, 40.0, 48.0]])
@@ -44,6 +48,13 @@ def make_target(kind: str, count: int) -> Target:
         boxes = [box if n % 2 == 0 else empty for n in range(count)]
         labels = [torch.zeros(len(b), dtype=torch.int64) for b in boxes]
         return DetectionTarget(boxes, labels)
+    if kind in ("values", "points"):
+        known = torch.ones(count, 3, dtype=torch.bool)
+        known[0, 2] = False
+        if kind == "values":
+            return ValuesTarget(torch.rand(count, 3, generator=generator) * 90 * known, known)
+        points = torch.rand(count, 3, 2, generator=generator) * SIZE
+        return PointsTarget(points * known[..., None], known)
     masks = torch.randint(0, 2, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     known = torch.ones(count, 3, dtype=torch.bool)
     known[0, 1] = False

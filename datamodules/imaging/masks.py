@@ -68,6 +68,21 @@ def decode_label_map(data: bytes, where: str) -> np.ndarray:
         return pixels // (255 // (2**header.depth - 1))  # decoders stretch few bits to 0..255
 
 
+def decode_counts(data: bytes, raters: int, where: str) -> np.ndarray:
+    """Decodes a mask of several raters to (H, W) uint8: how many of them marked each pixel.
+
+    Raises:
+        ConfigError: not a gray or palette PNG, or a pixel that counts more than `raters`.
+    """
+    counts = decode_label_map(data, where)
+    if counts.size and counts.max() > raters:
+        raise ConfigError(
+            f"{where}: a pixel of the mask counts {counts.max()} raters, but `raters` says "
+            f"{raters}; store how many marked each pixel, 0 to {raters}"
+        )
+    return counts.astype(np.uint8)
+
+
 def decode_rle(rle: Mapping[str, Any], where: str) -> np.ndarray:
     """Decodes COCO's RLE to (H, W) uint8, 0 or 1.
 

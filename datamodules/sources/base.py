@@ -21,7 +21,8 @@ class SourceSample:
     size: tuple[int, int]  # (H, W) in pixels
     annotations: Mapping[str, Any]  # in names: see datamodules.annotations; absent = not annotated
     masks: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-    # annotation -> class -> PNG of the same size; a known class without a mask is empty
+    # annotation -> class -> PNG of the same size: 0 and another value, or of several raters how
+    # many marked each pixel; a known class without a mask is empty
     patient: str | None = None  # no patient may be in two splits
 
 

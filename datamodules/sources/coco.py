@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.annotations import AnnotationSpec, box_inside
+from datamodules.annotations import AnnotationSpec
+from datamodules.arrays import box_inside
 from datamodules.imaging.masks import decode_polygons, decode_rle
 
 _PARTS = {
@@ -29,7 +30,7 @@ class CocoFile:
     """
 
     def __init__(self, path: Path, spec: AnnotationSpec) -> None:
-        self.path = path
+        self.path, self._classes = path, spec.classes
         content = _load(path)
         self._categories = {c["id"]: c["name"] for c in content["categories"]}
         self._check_categories(spec)
@@ -51,8 +52,27 @@ class CocoFile:
         """File names of the annotated images, negatives included."""
         return set(self._images)
 
+    def known(self, name: str) -> list[str] | None:
+        """The classes that were looked for exhaustively on the listed image `name`; None: all.
+
+        As LVIS states it for each image: `neg_category_ids` were looked for and not found,
+        `not_exhaustive_category_ids` have objects without an annotation; of the other categories
+        only those with an annotation were looked for.
+        """
+        image = self._images[name]
+        if not {"neg_category_ids", "not_exhaustive_category_ids"} & set(image):
+            return None
+        place = f"{self.path}: {name}"
+        looked_for = set(self._classes)
+        if "neg_category_ids" in image:
+            shown = {self._class(a, self._place(a, name)) for a in self._annotations[image["id"]]}
+            looked_for = shown | self._named(image, "neg_category_ids", place)
+        looked_for -= self._named(image, "not_exhaustive_category_ids", place)
+        return [one for one in self._classes if one in looked_for]
+
     def boxes(self, name: str, size: tuple[int, int]) -> list[dict[str, Any]] | None:
         """The boxes of image `name` as [{"class", "bbox": [x, y, w, h]}]; None if it is not listed.
+        Boxes of classes that are not `known` are left out.
 
         Args:
             size: (H, W) of the image as stored; a box must lie inside.
@@ -62,7 +82,7 @@ class CocoFile:
 
     def masks(self, name: str, size: tuple[int, int]) -> dict[str, np.ndarray] | None:
         """Class -> (H, W) uint8, 0 or 1: the union of its regions; None if image `name` is not
-        listed.
+        listed. Regions of classes that are not `known` are left out.
 
         Args:
             size: (H, W) of the image as stored; RLEs must have it, polygons must lie inside.
@@ -77,6 +97,12 @@ class CocoFile:
             masks[of_class] = masks[of_class] | mask if of_class in masks else mask
         return masks
 
+    def left_out(self) -> int:
+        """Annotations of classes that are not `known` on their image."""
+        return sum(len(self._annotations[self._images[n]["id"]]) for n in self._images) - sum(
+            len(self._exhaustive(name)) for name in self._images
+        )
+
     def _of(self, name: str, size: tuple[int, int]) -> list[dict[str, Any]] | None:
         """The annotations of image `name`; None if it is not listed."""
         if name not in self._images:
@@ -88,7 +114,23 @@ class CocoFile:
                 f"{self.path}: {name} is stated as {stated[1]}x{stated[0]}, the file is "
                 f"{size[1]}x{size[0]} (width x height); scale the boxes to the stored image"
             )
-        return self._annotations[image["id"]]
+        return self._exhaustive(name)
+
+    def _exhaustive(self, name: str) -> list[dict[str, Any]]:
+        """The annotations of a listed image whose class is known on it."""
+        found, known = self._annotations[self._images[name]["id"]], self.known(name)
+        if known is None:
+            return found
+        return [a for a in found if self._class(a, self._place(a, name)) in known]
+
+    def _named(self, image: dict[str, Any], key: str, place: str) -> set[str]:
+        ids = image.get(key, [])
+        if not isinstance(ids, list) or any(i not in [*self._categories] for i in ids):
+            raise ConfigError(
+                f"{place}: {key} is {ids}; expected a list of category ids, of "
+                f"{sorted(self._categories)}"
+            )
+        return {self._categories[i] for i in ids}
 
     def _place(self, annotation: dict[str, Any], name: str) -> str:
         return f"{self.path}: annotation {annotation['id']} of {name}"

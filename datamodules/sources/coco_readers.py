@@ -28,7 +28,12 @@ class CocoReader(Reader):
             mine = {name for name in images if not self._per_split or images[name] == split}
             if left := file.listed - mine:
                 lines.append(f"{file.path}: {len(left)} of its images are not used, as {min(left)}")
-        return lines if self._per_split else lines[:1]
+            if partial := file.left_out():
+                lines.append(
+                    f"{file.path}: {partial} annotations are left out, since their class is in "
+                    "their image's not_exhaustive_category_ids"
+                )
+        return lines if self._per_split else list(dict.fromkeys(lines))
 
     def file(self, split: str) -> CocoFile:
         path = self.root / fill(self.config["coco"], self.place, split=split)
@@ -42,19 +47,27 @@ class CocoReader(Reader):
 
 
 class DetectionReader(CocoReader):
-    """The boxes, `bbox`."""
+    """The boxes, `bbox`. Where an image has LVIS's `neg_category_ids` or
+    `not_exhaustive_category_ids`, only some of its classes are known: see `CocoFile.known`."""
 
     def _read(self, image: ImageFile) -> Found:
-        return Found(self.file(image.split).boxes(image.name, image.size))
+        file = self.file(image.split)
+        boxes = file.boxes(image.name, image.size)
+        if boxes is None or (known := file.known(image.name)) is None:
+            return Found(boxes)
+        return Found({"boxes": boxes, "known": known} if known else None)
 
 
 class CocoMaskReader(CocoReader):
     """The regions, `segmentation`: polygons or RLE; those of one class are united. Every class of
-    a listed image is known."""
+    a listed image is known, but where LVIS's keys say otherwise, as for boxes."""
 
     def _read(self, image: ImageFile) -> Found:
-        masks = self.file(image.split).masks(image.name, image.size)
+        file = self.file(image.split)
+        masks = file.masks(image.name, image.size)
         if masks is None:
             return Found()
         pngs = {name: encode_png(mask.astype(bool)) for name, mask in masks.items() if mask.any()}
-        return Found({"known": list(self.spec.classes)}, pngs)
+        known = file.known(image.name)
+        known = list(self.spec.classes) if known is None else known
+        return Found({"known": known} if known else None, pngs)

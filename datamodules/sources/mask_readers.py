@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ark.types import ConfigError
+from datamodules.annotations import MOST_RATERS
 from datamodules.imaging.images import encode_png
 from datamodules.imaging.masks import decode_label_map, decode_mask
 from datamodules.sources.coco_readers import CocoMaskReader
@@ -40,9 +41,13 @@ class MaskFileReader(Reader):
     With `where`, an image of those rows is annotated for every class, and a class without a file is
     empty. Without it, only the classes that have a file are known: no file may as well mean that
     nobody drew it.
+
+    With `raters: [anna, ben]` and `{rater}` in the path each of them has files of their own. With
+    `where` all of them read the image; without it those did who have a file of the class.
     """
 
-    options = required = frozenset({"masks"})
+    options = frozenset({"masks", "raters"})
+    required = frozenset({"masks"})
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -51,26 +56,56 @@ class MaskFileReader(Reader):
                 f"{self.place}: masks is {self.config['masks']!r} for {len(self.spec.classes)} "
                 "classes; put {class} into the path"
             )
+        self.raters = self._checked_raters(self.config.get("raters"))
 
     def _read(self, image: ImageFile) -> Found:
-        files = {name: self._path(name, image) for name in self.spec.classes}
-        files = {name: path for name, path in files.items() if path.is_file()}
-        known = list(self.spec.classes) if self.only else list(files)
-        if not known:
+        files = {
+            name: [p for rater in self.raters if (p := self._path(name, rater, image)).is_file()]
+            for name in self.spec.classes
+        }
+        readers = {name: len(self.raters) if self.only else len(p) for name, p in files.items()}
+        readers = {name: count for name, count in readers.items() if count}
+        if not readers:
             return Found()
-        masks = {name: self._mask(path, image) for name, path in files.items()}
-        return Found({"known": known}, {name: data for name, data in masks.items() if data})
+        masks = {name: self._mask(files[name], count, image) for name, count in readers.items()}
+        value: dict[str, Any] = {"known": list(readers)}
+        if max(readers.values()) > 1:
+            value["raters"] = readers
+        return Found(value, {name: data for name, data in masks.items() if data})
 
-    def _path(self, name: str, image: ImageFile) -> Path:
+    def _path(self, name: str, rater: str, image: ImageFile) -> Path:
         stem = Path(image.name).stem
-        values = {"class": name, "stem": stem, "split": image.split}
+        values = {"class": name, "stem": stem, "split": image.split, "rater": rater}
+        if not self.config.get("raters"):
+            del values["rater"]
         return self.root / fill(self.config["masks"], self.place, **values)
 
-    def _mask(self, path: Path, image: ImageFile) -> bytes:
-        data = path.read_bytes()
-        mask = decode_mask(data, str(path))
-        _check_size(mask, path, image)
-        return data if mask.any() else b""
+    def _mask(self, paths: list[Path], raters: int, image: ImageFile) -> bytes:
+        """A PNG of what one rater drew, or of how many drew each pixel; nothing if it is empty."""
+        count = np.zeros(image.size, np.uint8)
+        for path in paths:
+            data = path.read_bytes()
+            mask = decode_mask(data, str(path))
+            _check_size(mask, path, image)
+            count += mask
+        if not count.any():
+            return b""
+        return data if raters == 1 else encode_png(count)
+
+    def _checked_raters(self, raters: Any) -> list[str]:
+        if raters is None:
+            return [""]
+        names = isinstance(raters, list) and all(isinstance(name, str) for name in raters)
+        if not names or not 1 <= len(set(raters)) == len(raters) <= MOST_RATERS:
+            raise ConfigError(
+                f"{self.place}: raters is {raters!r}; expected the raters' names, each once"
+            )
+        if "{rater}" not in self.config["masks"]:
+            raise ConfigError(
+                f"{self.place}: masks is {self.config['masks']!r} for {len(raters)} raters; put "
+                "{rater} into the path"
+            )
+        return raters
 
 
 class LabelMapReader(Reader):

@@ -75,7 +75,8 @@ class SplitIndex:
     shards: tuple[Shard, ...]
     annotated: dict[str, np.ndarray]  # annotation -> (S,) int64: samples that carry it, by shard
     counts: dict[str, dict[str, dict[str, int]]]
-    # annotation -> class -> {"known": samples, "present": samples, and in detection "boxes"}
+    # annotation -> class -> {"known": samples, "present": samples, in detection "boxes", and where
+    # there are some, "uncertain": samples}
 
     @property
     def num_samples(self) -> int:

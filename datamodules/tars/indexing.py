@@ -15,17 +15,10 @@ from tqdm import tqdm
 
 from ark.types import ConfigError
 from datamodules.sources.base import SPLITS
+from datamodules.tars.counting import Counts, Ranges, add_counts, add_ranges, zero_counts
 from datamodules.tars.hashes import sha256_of_bytes
 from datamodules.tars.index import INFO_FILE, Shard, ShardIndex, SplitIndex
-from datamodules.tars.scanning import (
-    Counts,
-    Fault,
-    Scan,
-    add_counts,
-    counted,
-    scan_shard,
-    zero_counts,
-)
+from datamodules.tars.scanning import Fault, Scan, counted, scan_shard
 from datamodules.tars.shard_table import table_file
 from datamodules.tars.storage import LocalFolder, Storage
 from datamodules.tars.stored import Stored
@@ -53,6 +46,7 @@ class Indexer:
         self.faults: list[Fault] = []
         self.unread: Counter[str] = Counter()
         self.sizes: Counter[tuple[int, int]] = Counter()
+        self.ranges: Ranges = {}
         self._splits: dict[str, _Split] = {}
         self._shard_of_key: dict[str, str] = {}
         self._split_of_patient: dict[str, str] = {}
@@ -91,6 +85,7 @@ class Indexer:
             return ""
         self.unread += scan.unread
         self.sizes.update(scan.sizes)
+        add_ranges(self.ranges, scan.ranges)
         if split not in self._splits:
             empty: dict[str, list[int]] = {name: [] for name in self.stored}
             self._splits[split] = _Split(zero_counts(self.stored), annotated=empty)

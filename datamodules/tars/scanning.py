@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.annotations import tally, to_arrays
+from datamodules.arrays import to_arrays
 from datamodules.imaging.images import decode_image, image_size
 from datamodules.tars.archive import Member, read_archive
+from datamodules.tars.counting import Counts, Range, Ranges, Seen, add_ranges, zero_counts
 from datamodules.tars.hashes import sha256_of_file
 from datamodules.tars.shard_table import ABSENT, ShardTable, member_hash
 from datamodules.tars.stored import IMAGE, IMAGE_ENDINGS, JSON, Stored, parse_json
 
 _NO_SIZE = (0, 0)
-Counts = dict[str, dict[str, dict[str, int]]]  # annotation -> class -> known, present, boxes
 
 
 class Fault(NamedTuple):
@@ -54,6 +54,7 @@ class Scan:
     # of all samples, those with a fault too
     keys: set[str] = field(default_factory=set)
     patients: dict[str, str] = field(default_factory=dict)  # key -> patient, where one is stated
+    ranges: Ranges = field(default_factory=dict)  # of the samples in the table
 
 
 def scan_shard(
@@ -77,23 +78,6 @@ def scan_shard(
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def zero_counts(stored: Mapping[str, Stored]) -> Counts:
-    return {
-        name: {
-            c: {"known": 0, "present": 0, **({"boxes": 0} if one.spec.kind == "detection" else {})}
-            for c in one.spec.classes
-        }
-        for name, one in stored.items()
-    }
-
-
-def add_counts(total: Counts, more: Counts) -> None:
-    for annotation, classes in more.items():
-        for name, counts in classes.items():
-            for what, number in counts.items():
-                total[annotation][name][what] += number
 
 
 class _Scanner:
@@ -143,9 +127,9 @@ class _Scanner:
         contents = {name: self._read(member) for name, member in found.items()}
         size = self._check_image(key, contents, found)
         record = self._check_json(key, contents)
-        tallies = self._check_annotations(key, contents, size, record is not None)
+        seen = self._check_annotations(key, contents, size, record is not None)
         if len(self.scan.faults) == before and key not in self.leave_out:
-            self._keep(key, found, contents, tallies)
+            self._keep(key, found, contents, seen)
             self.scan.sizes.append(size)
         if isinstance(patient := (record or {}).get("patient"), str | int):
             self.scan.patients[key] = str(patient)
@@ -155,7 +139,7 @@ class _Scanner:
         key: str,
         found: Mapping[str, Member],
         contents: Mapping[str, bytes],
-        tallies: Mapping[str, Counter[str]],
+        seen: Mapping[str, Seen],
     ) -> None:
         """Makes a row of the table."""
         row = len(self.keys)
@@ -166,9 +150,11 @@ class _Scanner:
             rows.append(
                 (member.offset, member.size, member_hash(contents[name])) if member else absent
             )
-        for annotation, tallied in tallies.items():
+        for annotation, one in seen.items():
             self.annotated[annotation].append(row)
-            self._count(annotation, tallied)
+            one.add_to(self.scan.counts[annotation])
+            ranges = {(annotation, name): Range(n, n, n, 1) for name, n in one.numbers.items()}
+            add_ranges(self.scan.ranges, ranges)
 
     def _columns(self, key: str, members: list[Member]) -> dict[str, Member]:
         """Column of the table -> member; a column of an annotation comes before the image's."""
@@ -220,33 +206,28 @@ class _Scanner:
 
     def _check_annotations(
         self, key: str, contents: Mapping[str, bytes], size: tuple[int, int], json_is_sound: bool
-    ) -> dict[str, Counter[str]]:
-        """The tally of every annotation that the sample carries."""
-        tallies = {}
+    ) -> dict[str, Seen]:
+        """What every annotation that the sample carries says."""
+        seen = {}
         for name, one in self.stored.items():
             if one.member == JSON and not json_is_sound:
                 continue  # told already
             try:
                 value = one.value(contents.get)
                 if value is not None:
-                    tallies[name] = self._tally(one, value, contents, size)
+                    seen[name] = self._see(one, value, contents, size)
             except ConfigError as error:
                 self._fault(key, name, str(error))
-        return tallies
+        return seen
 
-    def _tally(
+    def _see(
         self, one: Stored, value: Any, contents: Mapping[str, bytes], size: tuple[int, int]
-    ) -> Counter[str]:
-        """Which classes the value knows (0 or more times present); ConfigError for what is wrong
-        with it."""
-        shown = self._shown(one, value, contents, size)
-        seen = tally(one.spec, value, shown)
-        counted = Counter({one.spec.classes[one.spec.index(c, one.place)]: 0 for c in seen.known})
-        for name in seen.present:
-            counted[one.spec.classes[one.spec.index(name, one.place)]] += 1
-        if one.spec.kind != "segmentation" and size != _NO_SIZE:
+    ) -> Seen:
+        """What the value says; ConfigError for what is wrong with it."""
+        seen = Seen.of(one.spec, value, self._shown(one, value, contents, size), one.place)
+        if size != _NO_SIZE or not one.spec.spatial:
             to_arrays(one.spec, value, {}, size, one.place)
-        return counted
+        return seen
 
     def _shown(
         self, one: Stored, value: Any, contents: Mapping[str, bytes], size: tuple[int, int]
@@ -269,11 +250,3 @@ class _Scanner:
                     f"{size[1]}x{size[0]} (width x height); they must be equal"
                 )
         return shown
-
-    def _count(self, annotation: str, tallied: Counter[str]) -> None:
-        one, counts = self.stored[annotation], self.scan.counts[annotation]
-        for name, times in tallied.items():
-            counts[name]["known"] += 1
-            counts[name]["present"] += bool(times)
-            if one.spec.kind == "detection":
-                counts[name]["boxes"] += times

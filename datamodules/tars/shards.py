@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ark.types import ConfigError
-from datamodules.annotations import Annotation, to_arrays
+from datamodules.annotations import Annotation
+from datamodules.arrays import to_arrays
 from datamodules.imaging.images import Window, decode_image, image_size
 from datamodules.tars.index import ShardIndex
 from datamodules.tars.shard_table import ABSENT, ShardTable, member_hash, table_file
@@ -111,6 +112,21 @@ class ShardReader:
         """
         return self._decode(sample.origin, sample.data, min_side)
 
+    def patient(self, sample: Sample) -> str:
+        """Whom the image shows, as its json says; the sample's key where it does not.
+
+        Raises:
+            BadSample: the json is damaged.
+        """
+        try:
+            stated = self._record(sample.origin).get("patient")
+        except BadSample:
+            raise
+        except ConfigError as error:
+            raise BadSample(str(error), "annotation") from error
+        known = isinstance(stated, str | int) and stated != ""
+        return str(stated) if known else sample.key
+
     def image(self, at: Address) -> np.ndarray:
         """The stored image alone, (H, W, C) uint8."""
         sample = self.open(at)
@@ -118,7 +134,9 @@ class ShardReader:
 
     def record(self, at: Address) -> dict[str, Any]:
         """The sample's json: height, width, patient, annotations in class names; {} if none."""
-        sample = self.open(at)
+        return self._record(self.open(at))
+
+    def _record(self, sample: StoredSample) -> dict[str, Any]:
         data = sample.member(JSON)
         return {} if data is None else parse_json(data, sample.where)
 

@@ -9,6 +9,8 @@ Others' tars are read as they are when the dataset's YAML says where each annota
     <key>.json, {"meta": {"tags": ["mass"]}}             field: meta.tags
     <key>.json, {"boxes": [{"class": 2, "bbox": ...}]}   field: boxes
     <key>.json, {"segs": [{"class": "a", "rle": ...}]}   field: segs
+    <key>.json, {"marks": {"apex": [10.5, 3]}}           field: marks
+    <key>.json, {"age": 61}                              field: age
     <key>.seg.png, pixels hold class values              member: seg.png, values: [1, 2]
 """
 
@@ -23,9 +25,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ark.types import ConfigError, Kind
+from ark.types import ConfigError
 from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.imaging.masks import decode_label_map, decode_mask, decode_rle
+from datamodules.imaging.masks import decode_counts, decode_label_map, decode_mask, decode_rle
+from datamodules.tars.forms import FORMS
 
 IMAGE, JSON = "image", "json"  # columns of a shard's table beside the masks'
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "dcm")
@@ -116,10 +119,11 @@ class Stored:
         if self.values:
             return {"known": list(self.spec.classes)}
         raw = _lookup(parse_json(data, where), self.field) if self.member == JSON else _text(data)
-        return None if raw is None else _FORMS[self.spec.kind](self.spec, raw, where)
+        return None if raw is None else FORMS[self.spec.kind](self.spec, raw, where)
 
     def masks(self, value: Any, read: Read, where: str = "") -> dict[str, np.ndarray]:
-        """class -> (H, W) uint8 mask; a known class without one is empty."""
+        """class -> (H, W) uint8: how many raters marked each pixel, 0 or 1 where there was one; a
+        known class without a mask is empty."""
         if self.spec.kind != "segmentation":
             return {}
         place = _at(where, self.place)
@@ -134,9 +138,10 @@ class Stored:
                     f"{place}: the RLEs of {name!r} are of different sizes; export them again"
                 )
             found[name] = np.bitwise_or.reduce(planes)
+        raters = value.get("raters", {})
         for name, member in self.mask_members.items():
             if (data := read(member)) is not None:
-                found[name] = decode_mask(data, _at(where, f"member {member!r}"))
+                found[name] = _decode(data, raters.get(name, 1), _at(where, f"member {member!r}"))
         return found
 
     def _split(self, label_map: np.ndarray, where: str) -> dict[str, np.ndarray]:
@@ -149,6 +154,10 @@ class Stored:
             name: (label_map == value).astype(np.uint8)
             for name, value in zip(self.spec.classes, self.values, strict=True)
         }
+
+
+def _decode(data: bytes, raters: int, where: str) -> np.ndarray:
+    return decode_mask(data, where) if raters == 1 else decode_counts(data, raters, where)
 
 
 def _at(where: str, place: str) -> str:
@@ -171,7 +180,7 @@ def _check_values(spec: AnnotationSpec, member: str, values: Any, where: str) ->
     if member == JSON or spec.kind != "segmentation":
         if values is not None:
             raise ConfigError(f"{where}: values is for label maps; name their `member`, or drop it")
-        if spec.kind in ("detection", "multilabel") and member != JSON:
+        if spec.kind not in ("multiclass", "ordinal") and member != JSON:
             raise ConfigError(f"{where}: member is {member!r}; {spec.kind} is read from a json")
         return ()
     values = list(range(1, len(spec.classes) + 1)) if values is None else list(values)
@@ -197,68 +206,3 @@ def _lookup(content: dict[str, Any], field: str) -> Any:
 def _text(data: bytes) -> str | int:
     text = data[:1024].decode("utf-8", "replace").strip()
     return int(text) if text.isdecimal() else text
-
-
-def _multilabel(spec: AnnotationSpec, raw: Any, where: str) -> dict[str, Any]:
-    if isinstance(raw, dict):
-        return {name: label for name, label in raw.items() if label is not None}
-    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
-        present = {spec.index(name, where) for name in raw}
-        return {name: int(k in present) for k, name in enumerate(spec.classes)}
-    if isinstance(raw, list) and len(raw) == len(spec.classes):
-        return {c: label for c, label in zip(spec.classes, raw, strict=True) if label is not None}
-    raise ConfigError(
-        f"{where}: {_short(raw)}; expected {{class: 0 or 1}}, a list of the classes present, or "
-        f"{len(spec.classes)} numbers"
-    )
-
-
-def _multiclass(spec: AnnotationSpec, raw: Any, where: str) -> str:
-    return _class(spec, raw, where)
-
-
-def _detection(spec: AnnotationSpec, raw: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(raw, list) or not all(
-        isinstance(box, dict) and {"class", "bbox"} <= set(box) for box in raw
-    ):
-        raise ConfigError(
-            f"{where}: {_short(raw)}; expected a list of "
-            '{"class": NAME, "bbox": [x, y, width, height]}'
-        )
-    return [{"class": _class(spec, b["class"], where), "bbox": b["bbox"]} for b in raw]
-
-
-def _segmentation(spec: AnnotationSpec, raw: Any, where: str) -> dict[str, Any]:
-    if isinstance(raw, dict) and isinstance(raw.get("known"), list):
-        return {"known": [_class(spec, name, where) for name in raw["known"]]}
-    if isinstance(raw, list) and all(
-        isinstance(m, dict) and {"class", "rle"} <= set(m) for m in raw
-    ):
-        rles: dict[str, list[Any]] = {}
-        for mask in raw:
-            rles.setdefault(_class(spec, mask["class"], where), []).append(mask["rle"])
-        return {"known": list(spec.classes), "rles": rles}
-    raise ConfigError(
-        f'{where}: {_short(raw)}; expected {{"known": [classes]}} with a mask PNG a class, or a '
-        'list of {"class": NAME, "rle": COCO RLE}'
-    )
-
-
-def _class(spec: AnnotationSpec, raw: Any, where: str) -> str:
-    """A class name from a name or a number."""
-    if isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < len(spec.classes):
-        return spec.classes[raw]
-    return spec.classes[spec.index(raw, where)]
-
-
-def _short(raw: Any) -> str:
-    text = repr(raw)
-    return text if len(text) < 80 else f"{text[:77]}..."
-
-
-_FORMS: dict[Kind, Callable[[AnnotationSpec, Any, str], Any]] = {
-    "multilabel": _multilabel,
-    "multiclass": _multiclass,
-    "detection": _detection,
-    "segmentation": _segmentation,
-}

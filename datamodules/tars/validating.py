@@ -110,7 +110,7 @@ def _counts(index: ShardIndex, indexer: Indexer) -> Iterator[Fault]:
 
 
 def summary(indexer: Indexer) -> list[str]:
-    """Image sizes and members that nothing reads, as lines."""
+    """Image sizes, ranges of values, and members that nothing reads, as lines."""
     lines = []
     if sizes := indexer.sizes:
         by_area = sorted(sizes, key=lambda size: size[0] * size[1])
@@ -122,6 +122,11 @@ def summary(indexer: Indexer) -> list[str]:
             f"{often}: {times} of {sizes.total()} images"
             if len(sizes) > 1
             else f"image sizes: all {times} are {often}"
+        )
+    for (annotation, name), values in indexer.ranges.items():
+        lines.append(
+            f"values of {annotation}, {name}: {values.low:.6g} to {values.high:.6g}, mean "
+            f"{values.total / values.number:.6g}, of {counted(values.number, 'image')}"
         )
     if indexer.unread:
         endings = ", ".join(f"{count} .{end}" for end, count in indexer.unread.most_common(8))

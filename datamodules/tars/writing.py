@@ -173,7 +173,7 @@ def _check_present(name: str, index: ShardIndex) -> None:
     """A mistyped path or column leaves an annotation empty everywhere; that is never meant."""
     for annotation in index.stored:
         classes = [c for split in index.splits.values() for c in split.counts[annotation].values()]
-        if not any(count["present"] for count in classes):
+        if not any(count["present"] or count.get("uncertain") for count in classes):
             raise ConfigError(
                 f"dataset {name!r}: no sample of any split shows a class of annotation "
                 f"{annotation!r}; check its paths, columns and `where` in the source"

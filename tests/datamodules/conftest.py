@@ -13,14 +13,14 @@ import pytest
 
 SIZE = (40, 48)  # (H, W)
 IMAGES = {"train": ["a.jpg", "b.jpg", "c.1.jpg", "d.png"], "val": ["e.jpg"], "test": ["f.jpg"]}
-TABLE = """image,person,split,read,Effusion,Mass,view
-a.jpg,p1,train,1,1,0,PA
-b.jpg,p1,train,1,0,,AP Supine
-c.1.jpg,007,train,0,,,
-d.png,p3,train,1,0.0,1.0,PA
-e.jpg,p4,val,1,1,0,PA
-f.jpg,p5,test,1,0,1,AP Supine
-g.jpg,p6,,1,0,1,PA
+TABLE = """image,person,split,read,Effusion,Mass,view,ctr,apex_x,apex_y,tip_x,tip_y,grade
+a.jpg,p1,train,1,1,0,PA,0.51,10.5,3,47,40,severe
+b.jpg,p1,train,1,0,,AP Supine,,,,,,
+c.1.jpg,007,train,0,,,,,,,,,
+d.png,p3,train,1,0.0,1.0,PA,0.4,,,0,7.25,mild
+e.jpg,p4,val,1,1,0,PA,1e-3,20,20,,,mild
+f.jpg,p5,test,1,0,1,AP Supine,-2,1,2,3,4,severe
+g.jpg,p6,,1,0,1,PA,,,,,,
 """
 
 
@@ -74,13 +74,23 @@ INIT_ARGS: dict[str, Any] = {
             "classes": ["heart"],
             "where": {"column": "read", "equals": 1},
         },
+        "ratio": {"kind": "values", "classes": ["ctr"]},
+        "marks": {"kind": "points", "classes": ["apex", "tip"]},
+        "grade": {"kind": "ordinal", "column": "grade", "classes": ["mild", "severe"]},
+        # two raters, whose folders happen to be named so
+        "lesion": {
+            "kind": "segmentation",
+            "masks": "masks/{rater}/{stem}.png",
+            "raters": ["left lung", "heart"],
+            "classes": ["lesion"],
+        },
     },
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """a: all annotations; b: only a heart mask, an annotated negative of boxes; c.1: nothing."""
+    """a: all annotations; b: a heart mask and an annotated negative of boxes; c.1: nothing."""
     root = tmp_path / "data"
     for name in ("images", "splits", "masks/left lung", "masks/heart"):
         (root / name).mkdir(parents=True)

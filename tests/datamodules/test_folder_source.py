@@ -145,7 +145,7 @@ def test_wrong_annotation(folder, name, change, words):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("a.jpg,p1,train,1,1", "a.jpg,p1,train,1,-1", ["'Effusion' of a.jpg is '-1'", "1, 0"]),
+        ("a.jpg,p1,train,1,1", "a.jpg,p1,train,1,-2", ["'Effusion' of a.jpg is '-2'", "1, 0, -1"]),
         ("e.jpg,p4", "e.jpg,p1", ["patient 'p1' is in train and in val (e.jpg)"]),
         ("f.jpg,", "a.jpg,", ["'a.jpg' has two rows"]),
         ("f.jpg,", "h.jpg,", ["test.txt", "f.jpg has no row"]),

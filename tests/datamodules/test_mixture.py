@@ -125,6 +125,25 @@ def test_a_loader_begins_where_training_stands() -> None:
     assert len(sampler) == 5
 
 
+def test_samples_are_the_first_that_training_sees_without_augmentation(datasets) -> None:
+    mixture = make(datasets, workers=0)
+    key = TASKS[0]
+    train = batches(mixture)
+    first = [k for step in range(3) for k in train[step].keys]
+    assert {train[step].task for step in range(3)} == {key}
+    found = list(mixture.samples(key, 10))
+    assert sorted(k for batch in found for k in batch.keys) == sorted(first[:10])
+    everything = EvalBatches([mixture.data(key, "train")], 12, 32)[0]
+    for batch in found:
+        assert batch.teacher_images is None
+        for k, image, labels in zip(batch.keys, batch.images, batch.target.labels, strict=True):
+            place = everything.keys.index(k)
+            assert torch.equal(image, everything.images[place])
+            assert torch.equal(labels, everything.target.labels[place])
+    assert sum(len(batch.keys) for batch in mixture.samples(key, 1000)) == 12
+    assert [b.keys for b in mixture.samples(key, 10)] == [b.keys for b in found]
+
+
 def test_only_drops_the_phases_of_other_tasks(datasets) -> None:
     phases = [Phase(task=task, steps=1) for task in TASKS]
     only = Mixture(datasets, CycleConfig(phases=phases), only=TASKS[1:2])

@@ -39,7 +39,7 @@ def test_masks_and_boxes_move_with_the_image(seed: int, blob) -> None:
     moved = torch.from_numpy(views.annotation[0][0]) > 0
     assert (bright ^ moved).float().mean() < 0.02
     views = see(Transform("detection", 64, STRONG), image, Boxes(box, np.array([2])), seed)
-    boxes, labels = views.annotation
+    boxes, labels, _ = views.annotation
     rows, columns = torch.nonzero(views.teacher[0] > 127, as_tuple=True)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert labels.tolist() == [2]
@@ -129,7 +129,7 @@ def test_evaluation_only_resizes(blob) -> None:
 def test_an_image_without_boxes_stays_one() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     empty = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    boxes, labels = see(Transform("detection", 32, Augment()), image, empty, 0).annotation
+    boxes, labels, _ = see(Transform("detection", 32, Augment()), image, empty, 0).annotation
     assert boxes.shape == (0, 4)
     assert labels.shape == (0,)
 

@@ -1,12 +1,9 @@
 """ClassificationHead against plain formulas, with missing labels."""
 
-import matplotlib
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from ark.types import (
-    ClassPrediction,
     ConfigError,
     FeatureInfo,
     Features,
@@ -14,9 +11,10 @@ from ark.types import (
     MultilabelTarget,
     TaskSpec,
 )
+from heads.class_links import chosen
+from heads.class_losses import LOSSES
 from heads.classification import ClassificationHead
 
-matplotlib.use("Agg")
 CLASSES = ("Atelectasis", "Edema", "Mass", "Nodule", "Hernia", "Fibrosis")
 INFO = FeatureInfo((16, 320), (16, 32), pooled=320, embedding=12, image_size=64)
 
@@ -105,31 +103,98 @@ def test_features_without_an_embedding_are_named():
         make_head("multilabel")(Features([], None, None, (64, 64)))
 
 
-def title_of(kind, shown, truth):
-    axes = Figure().subplots()
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    make_head(kind).draw(axes, image, shown, index=0, truth=truth)
-    return axes.get_title(loc="left")
+VARIANTS = [
+    (kind, classifier, loss)
+    for kind, losses in LOSSES.items()
+    for classifier in ("linear", "mlp", "cosine")
+    for loss in losses
+]
 
 
-def test_titles_tell_truth_prediction_and_ignorance():
-    everything = torch.ones(1, 6, dtype=torch.bool)
-    some = torch.tensor([[0.0, 1, 0, 1, 0, 0]])
-    assert title_of("multilabel", MultilabelTarget(some, everything), True) == "Edema, Nodule"
-    assert title_of("multilabel", MultilabelTarget(0 * some, everything), True) == "none"
-    assert title_of("multilabel", MultilabelTarget(some, ~everything), True) == "unknown"
-    partly = everything.clone()
-    partly[0, :2] = False
-    unknown = title_of("multilabel", MultilabelTarget(some, partly), True).splitlines()[1]
-    assert unknown.startswith("(unknown: ")
-    assert unknown.count(",") == 1
-    all_six = title_of("multilabel", MultilabelTarget(torch.ones(1, 6), everything), True)
-    assert all_six.endswith("Nodule +2")
-    assert title_of("multiclass", MulticlassTarget(torch.tensor([2])), True) == "Mass"
-    probabilities = ClassPrediction(torch.tensor([[0.1, 0.2, 0.9, 0.05, 0.3, 0.0]]))
-    assert title_of("multilabel", probabilities, False).splitlines() == [
-        "Mass 0.90",
-        "Hernia 0.30",
-        "Edema 0.20",
-        "Atelectasis 0.10",
-    ]
+@pytest.mark.parametrize(("kind", "classifier", "loss"), VARIANTS)
+def test_every_classifier_and_loss_learns_twenty_images_by_heart(kind, classifier, loss):
+    head = make_head(kind, classifier=classifier, loss=loss).train()
+    # of one length, so that a cosine can tell what a linear layer can
+    embedding = 3 * torch.nn.functional.normalize(torch.randn(20, 12), dim=1)
+    if kind == "multilabel":
+        labels = (embedding @ torch.randn(12, 6) > 0).float()
+        target = MultilabelTarget(labels, torch.rand(20, 6) < 0.8)
+    else:
+        grade = embedding[:, 0].argsort().argsort() * 6 // 20
+        # grades lie in a row; classes lie around
+        labels = grade if kind == "ordinal" else embedding[:, :6].argmax(1)
+        target = MulticlassTarget(labels)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    start = next(head.parameters()).detach().clone()
+    for _ in range(400):
+        (term,) = head.loss(head(Features([], None, embedding, (64, 64))), target).values()
+        optimizer.zero_grad()
+        term.backward()
+        optimizer.step()
+    assert not torch.equal(start, next(head.parameters()))
+    prediction = head.eval().predict_features(Features([], None, embedding, (64, 64)))
+    found = chosen(prediction.probabilities, kind, head.thresholds)
+    if kind == "multilabel":
+        assert torch.equal(found[target.known], labels[target.known] > 0)
+    else:
+        assert torch.equal(found.int().argmax(1), labels)
+
+
+def test_defaults_are_one_linear_layer_and_plain_losses():
+    for kind, name in (
+        ("multilabel", "bce"),
+        ("multiclass", "cross_entropy"),
+        ("ordinal", "coral"),
+    ):
+        head = make_head(kind)
+        assert head.criterion.name == name
+        assert head.start_samples == 0
+    names = set(make_head("multilabel").state_dict())
+    assert names == {"linear.weight", "linear.bias", "temperature", "thresholds"}
+    assert make_head("ordinal").main_metric == "qwk"
+    assert make_head("multiclass").main_metric == "auroc"
+
+
+def test_a_binary_task_is_one_label():
+    task = TaskSpec("shenzhen", "tb", "multilabel", ("tuberculosis",))
+    head = ClassificationHead(task, INFO, loss="focal", classifier="mlp", hidden=5)
+    assert head.linear.weight.shape == (1, 5)
+    assert head.predict_features(make_features(3)).probabilities.shape == (3, 1)
+
+
+@pytest.mark.parametrize("loss", ["coral", "corn"])
+def test_probabilities_of_grades_sum_to_one(loss):
+    head = make_head("ordinal", loss=loss)
+    rows = head.predict(head(make_features(5)) * 20).probabilities
+    assert rows.shape == (5, 6)
+    torch.testing.assert_close(rows.sum(1), torch.ones(5))
+    assert (rows >= 0).all()
+
+
+def test_class_weights_by_name_reach_the_loss():
+    head = make_head("multilabel", class_weights={"Mass": 0, "Hernia": 5})
+    known = torch.zeros(2, 6, dtype=torch.bool)
+    known[0, 2] = known[1, 4] = True
+    logits = torch.randn(2, 6)
+    found = head.loss(logits, MultilabelTarget(torch.ones(2, 6), known))["bce"]
+    torch.testing.assert_close(found, torch.nn.functional.softplus(-logits[1, 4]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "init_args", "message"),
+    [
+        ("multilabel", {"classifier": "knn"}, r"\['linear', 'mlp', 'cosine'\], but got 'knn'"),
+        ("multilabel", {"hidden": 8}, "hidden 8 with classifier 'linear'"),
+        ("multilabel", {"classifier": "mlp", "hidden": 0}, "at least 1.*hidden 0"),
+        ("multiclass", {"class_weights": {"Fracture": 2}}, "names 'Fracture'.*'Atelectasis'"),
+        ("ordinal", {"loss": "bce"}, r"\['coral', 'corn'\]"),
+    ],
+)
+def test_wrong_arguments_name_the_task_and_what_is_possible(kind, init_args, message):
+    with pytest.raises(ConfigError, match="head of task nih14/findings.*" + message):
+        make_head(kind, **init_args)
+
+
+def test_one_grade_is_none():
+    with pytest.raises(ConfigError, match=r"toy/grade: an ordinal task needs at least 2.*\['a'\]"):
+        ClassificationHead(TaskSpec("toy", "grade", "ordinal", ("a",)), INFO)

@@ -1,3 +1,4 @@
+import importlib
 import importlib.machinery
 import logging
 import subprocess
@@ -108,6 +109,52 @@ def test_focal_loss_of_the_cuda_branch(models):
     torch.testing.assert_close(cuda_branch, cpu_branch)
     torch.testing.assert_close(cuda_branch, (each * weight[:, None]).sum() / 5.0)
     assert torch.autograd.grad(cuda_branch, logits)[0].abs().sum() > 0
+
+
+@pytest.fixture
+def operators(models):
+    """mmcv's compiled operators."""
+    extension = importlib.import_module("mmcv._ext")
+    if isinstance(extension, mmdet_adapter._StandInExtension):
+        pytest.skip("mmcv is not compiled here: mmcv-lite")
+    return extension
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_compiled_nms_gives_the_same(operators, offset):
+    generator = torch.Generator().manual_seed(7)
+    boxes, scores = random_boxes(60, generator), torch.rand(60, generator=generator)
+    found = operators.nms(boxes, scores, iou_threshold=0.4, offset=offset)
+    assert found.tolist() == nms(boxes, scores, 0.4, offset).tolist()
+
+
+def test_compiled_roi_align_gives_the_same(operators):
+    from mmcv.ops import RoIAlign
+
+    maps, rois = torch.randn(1, 2, 16, 16), torch.tensor([[0.0, 2, 2, 11, 9]])
+    one, other = (RoIAlign(output_size=3, use_torchvision=plain) for plain in (True, False))
+    torch.testing.assert_close(one(maps, rois), other(maps, rois))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="these operators are for GPUs")
+def test_compiled_gpu_operators_give_the_same(operators):
+    from mmcv.ops import multi_scale_deform_attn as attention
+    from mmcv.ops import sigmoid_focal_loss
+    from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+
+    torch.manual_seed(0)
+    shapes, starts = torch.tensor([[6, 6], [3, 3]]).cuda(), torch.tensor([0, 36]).cuda()
+    value, places = torch.randn(2, 45, 4, 8).cuda(), torch.rand(2, 7, 4, 2, 3, 2).cuda()
+    weights = torch.rand(2, 7, 4, 2, 3).cuda()
+    plain = attention.multi_scale_deformable_attn_pytorch(value, shapes, places, weights)
+    apply = attention.MultiScaleDeformableAttnFunction.apply
+    compiled = apply(value, shapes, starts, places, weights, 64)
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+    logits, target = torch.randn(12, 3).cuda(), torch.randint(0, 4, (12,)).cuda()
+    one_hot = nn.functional.one_hot(target, 4)[:, :3]
+    compiled = sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "sum")
+    plain = py_sigmoid_focal_loss(logits, one_hot, None, 2.0, 0.25, "sum")
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_init_weights_is_quiet_and_restores_the_level(models, monkeypatch):

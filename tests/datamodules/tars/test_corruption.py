@@ -25,18 +25,20 @@ from datamodules.transforms import Augment
 
 SEEDS = 500
 STEPS, BATCH = 3, 4
-FAST = 48  # seeds that every run tries: three of each kind
+FAST = 32  # seeds that every run tries: two of each kind
 
 
 def chunks() -> list:
     fast = [pytest.param(range(FAST), id="fast")]
-    rest = [range(start, min(start + 113, SEEDS)) for start in range(FAST, SEEDS, 113)]
+    rest = [range(start, min(start + 117, SEEDS)) for start in range(FAST, SEEDS, 117)]
     return fast + [pytest.param(r, id=f"{r[0]}-{r[-1]}", marks=pytest.mark.slow) for r in rest]
 
 
 @pytest.mark.parametrize("seeds", chunks())
 def test_damaged_shards(folder, tmp_path: Path, seeds: range) -> None:
     sound = tmp_path / "sound"
+    for like_another in ("heart_read", "organs", "grade"):
+        del folder.args["annotations"][like_another]
     write_shards(FolderSource(**folder.args), "tiny", sound, max_shard_bytes=3000)
     assert len(list(sound.glob("train-*.tar"))) > 1
     before = set(tmp_path.iterdir())

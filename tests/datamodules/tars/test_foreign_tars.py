@@ -143,6 +143,66 @@ WAYS: dict[str, tuple[dict[str, Any], str, list[dict[str, Any]], list[Any]]] = {
             None,
         ],
     ),
+    "jpg + json boxes of some classes": (
+        {"kind": "detection", "field": "boxes"},
+        "jpg",
+        [
+            {"json": {"boxes": {"boxes": BOXES[0], "known": ["mass", 2]}}},
+            {"json": {"boxes": {"boxes": [], "known": []}}},
+            {"json": {"boxes": BOXES[0]}},
+        ],
+        [
+            Boxes(np.float32(XYXY[0]), np.int64([2, 0]), np.array([True, False, True])),
+            Boxes(np.float32(XYXY[1]), np.int64([]), np.array([False] * 3)),
+            Boxes(np.float32(XYXY[0]), np.int64([2, 0])),
+        ],
+    ),
+    "jpg + cls of ordinal classes": (
+        {"kind": "ordinal", "member": "cls"},
+        "jpg",
+        [{"cls": 2}, {"cls": "mass"}],
+        [2, 0],
+    ),
+    "jpg + json uncertain labels": (
+        {"kind": "multilabel", "field": "y"},
+        "jpg",
+        [{"json": {"y": [-1, 0, None]}}, {"json": {"y": {"scar": -1, "mass": 1}}}],
+        [np.float32([-1, 0, np.nan]), np.float32([1, np.nan, -1])],
+    ),
+    "jpg + json values": (
+        {"kind": "values", "field": "sizes"},
+        "jpg",
+        [
+            {"json": {"sizes": {"scar": 3.5, "mass": -1}}},
+            {"json": {"sizes": [None, 2, 1e-3]}},
+            {"json": {"sizes": {}}},
+            {"json": {}},
+        ],
+        [
+            np.float32([-1, np.nan, 3.5]),
+            np.float32([np.nan, 2, 1e-3]),
+            np.full(3, np.nan, np.float32),
+            None,
+        ],
+    ),
+    "jpg + json value": (
+        {"kind": "values", "classes": ["age"], "field": "about.age"},
+        "jpg",
+        [{"json": {"about": {"age": 61}}}, {"json": {"about": {"age": None}}}],
+        [np.float32([61]), None],
+    ),
+    "jpg + json points": (
+        {"kind": "points", "field": "marks"},
+        "jpg",
+        [
+            {"json": {"marks": {"nodule": [29.5, 0], "scar": [-0.5, 24.25]}}},
+            {"json": {"marks": [None, [1, 2], None]}},
+        ],
+        [
+            np.float32([[np.nan] * 2, [29.5, 0], [0, 24]]),
+            np.float32([[np.nan] * 2, [1, 2], [np.nan] * 2]),
+        ],
+    ),
     "jpg + seg.png": (
         {"kind": "segmentation", "member": "seg.png", "values": [3, 7, 200]},
         "jpg",
@@ -183,6 +243,7 @@ def test_shard_writer(way: str, tmp_path: Path) -> None:
 def assert_same(found: Any, wanted: Any) -> None:
     if isinstance(wanted, tuple):
         for one, other in zip(found, wanted, strict=True):
+            assert (one is None) == (other is None)
             np.testing.assert_array_equal(one, other)
     else:
         np.testing.assert_array_equal(found, wanted)

@@ -91,7 +91,7 @@ def test_reader_gives_what_the_files_hold(index, folder):
     unknown = reader.read(at["b"], "findings").annotation
     np.testing.assert_array_equal(unknown, np.float32([0, np.nan]))
     assert reader.read(at["b"], "view").annotation == 1
-    boxes, labels = reader.read(at["a"], "boxes").annotation
+    boxes, labels, _ = reader.read(at["a"], "boxes").annotation
     assert boxes.tolist() == [[2.5, 3, 12.5, 11]]
     assert (boxes.dtype, labels.dtype, labels.tolist()) == (np.float32, np.int64, [0])
     assert reader.read(at["b"], "boxes").annotation.boxes.shape == (0, 4)
@@ -99,11 +99,11 @@ def test_reader_gives_what_the_files_hold(index, folder):
 
 def test_reader_gives_masks_and_what_is_known(index, folder):
     reader, at = ShardReader(index), addresses(index)
-    masks, known = reader.read(at["b"], "organs").annotation
+    masks, known, _ = reader.read(at["b"], "organs").annotation
     assert known.tolist() == [False, True]
     truth = cv2.imread(str(folder.path("masks/heart/b.png")), cv2.IMREAD_GRAYSCALE) // 255
     np.testing.assert_array_equal(masks, [np.zeros_like(truth), truth])
-    masks, known = reader.read(at["d"], "heart_read").annotation
+    masks, known, _ = reader.read(at["d"], "heart_read").annotation
     assert known.tolist() == [True]
     assert masks.shape == (1, 40, 48)
     assert not masks.any()
@@ -139,6 +139,7 @@ def test_webdataset_reads_the_tars(index, folder):
         "boxes": [],
         "organs": {"known": ["heart"]},
         "heart_read": {"known": ["heart"]},
+        "lesion": {"known": ["lesion"]},
     }
     assert (record["height"], record["width"], record["patient"]) == (40, 48, "p1")
 
@@ -187,7 +188,7 @@ def test_class_names_of_masks_may_hold_any_character(tmp_path):
     spec = AnnotationSpec("segmentation", ("a/b.c d", "é"))
     sample = SourceSample("k", GRAY, (5, 6), {"m": {"known": ["é"]}}, {"m": {"é": mask}})
     index = write_shards(ListSource({"m": spec}, train=[sample]), "x", tmp_path / "x")
-    masks, known = ShardReader(index).read(Address("train", 0, 0), "m").annotation
+    masks, known, _ = ShardReader(index).read(Address("train", 0, 0), "m").annotation
     assert known.tolist() == [False, True]
     assert masks[1].sum() == 5
 
