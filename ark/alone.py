@@ -27,8 +27,14 @@ def train_each(run: RunConfig, network: Network, recipe: str) -> None:
         recipe: the whole configuration, to know it again.
 
     Raises:
-        ConfigError: a task's run failed.
+        ConfigError: a task's run failed, or a head needs another task's (`guide`).
     """
+    for key, head in network.heads_by_key().items():
+        if head.guide is not None:
+            raise ConfigError(
+                f"run.alone: the head of {key} looks where its guide {head.guide!r} says, and "
+                "alone it has none; choose a head without guide for this comparison (data.heads)"
+            )
     columns: dict[str, report.Results] = {"alone student": {}, "alone teacher": {}}
     folder = run.folder / "alone"
     digest = hashlib.sha256(recipe.encode()).hexdigest()

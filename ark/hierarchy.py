@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ark.ontology import Ontology
 from ark.types import ClassPrediction, ConfigError, Prediction, TaskSpec
+
+log = logging.getLogger("ark")
 
 
 class Hierarchy(nn.Module):
@@ -36,6 +39,11 @@ class Hierarchy(nn.Module):
             if pairs and task.kind == "multilabel":
                 self._names[task.key] = f"implied_{number}"
                 self.register_buffer(f"implied_{number}", torch.tensor(pairs), persistent=False)
+        if weight and not self._names:
+            log.warning(
+                "model.hierarchy does nothing: the ontology joins no two classes of one multilabel "
+                "task as child and parent"
+            )
 
     def speaks_of(self, task: str) -> bool:
         """Whether a class of this task implies another one of it."""

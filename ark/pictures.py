@@ -64,10 +64,11 @@ def draw(module: ArkModule, task: str, kept: list[dict[str, Any]], path: Path) -
     columns = ("truth", *WHO)
     figure = Figure(figsize=(3 * len(columns), 3.2 * len(kept)), layout="constrained")
     grid = figure.subplots(len(kept), len(columns), squeeze=False)
-    head = module.network.head(task)
+    heads = {who: network.head(task) for who, network in module.networks.items()}
+    heads["truth"] = heads["student"]
     for row, item in zip(grid, kept, strict=True):
         for axes, name in zip(row, columns, strict=True):
-            head.draw(axes, item["image"], item[name], 0, truth=name == "truth")
+            heads[name].draw(axes, item["image"], item[name], 0, truth=name == "truth")
             title = f"{name}: {axes.get_title('left')}".rstrip(": ")
             axes.set_title(title, fontsize=7, loc="left")
         row[0].set_title(f"{item['key']}\n{row[0].get_title('left')}", fontsize=7, loc="left")

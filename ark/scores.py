@@ -42,7 +42,8 @@ class Scores:
 
     def compute(self, split: str) -> dict[str, float]:
         """`<prefix>/<dataset>/<task>/<metric>`, and `<prefix>/score`: the mean over the tasks of
-        their main metrics, without those that could not be measured (NaN)."""
+        their main metrics, without those that could not be measured (NaN). There R2, which has
+        no least value, counts no less than -1."""
         found: dict[str, float] = {}
         for who, heads in self.heads.items():
             main = []
@@ -51,7 +52,9 @@ class Scores:
                 main.append(values[head.main_metric])
                 found |= {f"{prefix(split, who)}/{key}/{n}": v for n, v in values.items()}
             measured = [value for value in main if not np.isnan(value)]
-            found[f"{prefix(split, who)}/score"] = float(np.mean(measured)) if measured else 0.0
+            found[f"{prefix(split, who)}/score"] = (
+                float(np.clip(measured, -1, 1).mean()) if measured else 0.0
+            )
         return found
 
     def intervals(self, draws: int) -> dict[str, Intervals]:

@@ -35,10 +35,10 @@ class SharedParts(nn.ModuleDict):
             ConfigError: another task asked for it with another recipe, or the name has a dot.
         """
         if name not in self:
-            if not name.isidentifier():
+            if not isinstance(name, str) or not name.isidentifier() or hasattr(self, name):
                 raise ConfigError(
                     f"head of task {who}: shared is {name!r}; expected a name of letters, digits "
-                    "and '_', because weights and locks are named after it"
+                    "and '_', such as masks, because weights and locks are named after it"
                 )
             # its start does not depend on which task came first
             with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,8 @@ def start_heads(module: ArkModule, samples: Samples) -> None:
     wanting = {k: h for k, h in module.network.heads_by_key().items() if h.start_samples}
     module.eval()
     for key, head in wanting.items():
-        with torch.no_grad():
+        # Lightning scores in inference mode, whose tensors could never be trained
+        with torch.inference_mode(False), torch.no_grad():
             head.start(_seen(module, head, samples(key, head.start_samples)))
     if wanting:
         module.teacher.update(module.network, 0.0)

@@ -123,16 +123,19 @@ def build_source(dataset: DatasetConfig) -> Source:
     return build(dataset.source or {}, Source, _source_place(dataset))  # type: ignore[type-abstract]
 
 
-def task_specs(dataset: DatasetConfig, index: ShardIndex) -> list[TaskSpec]:
+def task_specs(dataset: DatasetConfig, index: ShardIndex, split: str = "train") -> list[TaskSpec]:
     """One spec a task, with kind and classes from the index.
 
+    Args:
+        split: the one that is needed.
+
     Raises:
-        ConfigError: a task that is no annotation of the index, or has no training sample.
+        ConfigError: a task that is no annotation of the index, or has no sample in `split`.
     """
     names = [task.name for task in dataset.tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"dataset {dataset.name!r}: task {twice[0]!r} is listed more than once")
-    return [_task_spec(dataset, task, index) for task in dataset.tasks]
+    return [_task_spec(dataset, task, index, split) for task in dataset.tasks]
 
 
 def lock(folder: Path) -> FileLock:
@@ -149,16 +152,15 @@ def recorded(dataset: DatasetConfig) -> dict[str, Any]:
     return json.loads(json.dumps({"class_path": source["class_path"], "init_args": init_args}))
 
 
-def _task_spec(dataset: DatasetConfig, task: TaskConfig, index: ShardIndex) -> TaskSpec:
+def _task_spec(dataset: DatasetConfig, task: TaskConfig, index: ShardIndex, split: str) -> TaskSpec:
     place = f"dataset {dataset.name!r}: task {task.name!r}"
     if task.name not in index.annotations:
         raise ConfigError(
             f"{place} is no annotation of {dataset.shards!r}; it has {list(index.annotations)}"
         )
-    if "train" not in index.splits or not index.annotated("train", task.name).sum():
-        raise ConfigError(
-            f"{place}: no training sample carries it; remove the task or annotate some"
-        )
+    if split not in index.splits or not index.annotated(split, task.name).sum():
+        which = "training sample" if split == "train" else f"sample of split {split!r}"
+        raise ConfigError(f"{place}: no {which} carries it; remove the task or annotate some")
     spec = index.annotations[task.name]
     return TaskSpec(dataset.name, task.name, spec.kind, spec.classes, dict(task.head))
 

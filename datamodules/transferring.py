@@ -27,8 +27,8 @@ TITLES = ("head", "its classes", "task", "class", "metric", "value", "low", "hig
 
 def zeroshot(
     checkpoint: str,
-    datasets: list[str],
-    ontology: str,
+    datasets: list[str] | None = None,
+    ontology: str = "",
     output: str = "zeroshot.csv",
     split: Literal["train", "val", "test"] = "test",
     which: Literal["teacher", "student"] = "teacher",
@@ -50,8 +50,13 @@ def zeroshot(
         workers: processes that decode.
 
     Raises:
-        ConfigError: nothing to score: the ontology joins no class of a head to one of the data.
+        ConfigError: no datasets, no ontology, or it joins no class of a head to one of the data.
     """
+    if not datasets or not ontology:
+        raise ConfigError(
+            "ark zeroshot: expected --datasets=[configs/datasets/NAME.yaml] and "
+            "--ontology=configs/ontologies/NAME.yaml"
+        )
     network = load_network(checkpoint, which)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device)
@@ -61,10 +66,12 @@ def zeroshot(
     if not scores.pairs:
         raise ConfigError(
             f"ontology {ontology}: joins no class of {list(network.tasks)} to a class of "
-            f"{[task.spec.key for task in tasks]}; add synonyms or parents"
+            f"{[task.spec.key for task in tasks]}; add synonyms or parents, or take another "
+            "dataset: a head is not scored on its own task"
         )
+    Path(output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     wanted = {pair.target for pair in scores.pairs}
-    chosen = [task for task in tasks if task.spec.key in wanted and task.size]
+    chosen = [task for task in tasks if task.spec.key in wanted]
     batches = EvalBatches(chosen, batch_size, network.backbone.image_size)
     for batch in tqdm(BatchLoader(batches, workers, shuffle=False), "zero-shot", unit="batch"):
         scores.update(batch.to(device))
@@ -78,7 +85,7 @@ def _tasks(path: str, split: str) -> list[TaskData]:
     (dataset,) = load_datasets(path)
     index = prepare(dataset)
     reader = ShardReader(index, dataset.window)
-    specs: list[TaskSpec] = task_specs(dataset, index)
+    specs: list[TaskSpec] = task_specs(dataset, index, split)
     return [TaskData(spec, reader, split) for spec in specs]
 
 

@@ -26,6 +26,9 @@ def best_temperature(
     """The temperature in TEMPERATURES with the least negative log-likelihood of the labels (Guo et
     al. 2017, arXiv 1706.04599, section 4.2); `current` where there is none better.
 
+    A standard normal prior on log T, worth one label, keeps few labels that are all predicted right
+    from asking for a temperature of 0: their likelihood grows without end.
+
     Args:
         logits: (N, L) float64, before any temperature.
         labels: (N, K): 1 present, 0 absent, less where unknown.
@@ -34,15 +37,20 @@ def best_temperature(
     if independent:
         known = labels >= 0
         signed = torch.where(labels > 0, logits, -logits)[known]
+        count = len(signed)
 
-        def cost(temperature: float) -> float:
-            return float(-F.logsigmoid(signed / temperature).mean())
+        def surprise(temperature: float) -> float:
+            return float(-F.logsigmoid(signed / temperature).sum())
     else:
         truth = labels.argmax(dim=1, keepdim=True)
+        count = len(truth)
 
-        def cost(temperature: float) -> float:
+        def surprise(temperature: float) -> float:
             of_truth = link.probabilities(logits / temperature).gather(1, truth)
-            return float(-of_truth.clamp(min=TINY).log().mean())
+            return float(-of_truth.clamp(min=TINY).log().sum())
+
+    def cost(temperature: float) -> float:
+        return (surprise(temperature) + math.log(temperature) ** 2 / 2) / max(count, 1)
 
     low, high = (math.log(bound) for bound in TEMPERATURES)
     found = math.exp(_least(lambda x: cost(math.exp(x)), low, high))

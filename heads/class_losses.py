@@ -201,6 +201,8 @@ def class_weights(
             f"{where}: expected {len(classes)} class_weights, one for each of {list(classes)}, but "
             f"got {len(given)}"
         )
+    if not all(isinstance(value, int | float) for value in given):
+        raise ConfigError(f"{where}: expected class_weights to be numbers, but got {given}")
     weights = torch.tensor([float(value) for value in given])
     if not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
         raise ConfigError(

@@ -192,7 +192,7 @@ def _check(
             f"{where}: hidden is the width, at least 1, of classifier 'mlp', but got hidden "
             f"{hidden!r} with classifier {classifier!r}"
         )
-    if isinstance(prototypes, bool) or prototypes < 0:
+    if isinstance(prototypes, bool) or not isinstance(prototypes, int) or prototypes < 0:
         raise ConfigError(
             f"{where}: expected prototypes to be a number of training samples, 0 for none, but "
             f"got {prototypes!r}"

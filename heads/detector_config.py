@@ -93,7 +93,7 @@ def set_postprocessing(
     where: str,
 ) -> None:
     """Changes `config["test_cfg"]` where a number is given; see `DetectionHead`."""
-    last = config.setdefault("test_cfg", {})
+    last = config["test_cfg"] = config.get("test_cfg") or {}
     last = last.get("rcnn", last)
     if max_boxes is not None:
         last["max_per_img"] = max_boxes

@@ -65,8 +65,10 @@ class RegressionHead(Head):
             raise ConfigError(f"{where}: expected loss to be one of {list(LOSSES)}, got {loss!r}")
         if not 0 <= dropout < 1:
             raise ConfigError(f"{where}: expected dropout in [0, 1), but got {dropout!r}")
-        if start_samples < 0:
-            raise ConfigError(f"{where}: expected start_samples >= 0, but got {start_samples!r}")
+        if not isinstance(start_samples, int) or start_samples < 0:
+            raise ConfigError(
+                f"{where}: expected start_samples, a whole number, >= 0, but got {start_samples!r}"
+            )
         self.loss_name, self.start_samples = loss, start_samples
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(features.embedding, len(task.classes))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 from ark import report
 from ark.network import Network
+from ark.ontology import Ontology
 from toys import SIZE, make_task
 
 
@@ -42,3 +45,32 @@ def test_the_report_has_a_row_a_metric_and_a_column_a_result(tmp_path) -> None:
 def test_what_could_not_be_measured_is_null(tmp_path) -> None:
     report.write_json(tmp_path / "x.json", {"a": {"b": float("nan"), "c": 1.0}})
     assert report.read_json(tmp_path / "x.json") == {"a": {"b": None, "c": 1.0}}
+
+
+def test_infinity_is_null_too(tmp_path) -> None:
+    report.write_json(tmp_path / "x.json", {"a": [float("inf"), (float("-inf"), 1.0)]})
+    assert report.read_json(tmp_path / "x.json") == {"a": [None, [None, 1.0]]}
+
+
+def test_an_interval_stands_behind_its_value(tmp_path) -> None:
+    columns = {"student": {"toy/segmentation": {"dice": 0.9, "iou": 0.8}}}
+    intervals = {"student": {"toy/segmentation": {"dice": (0.85, 0.95), "iou": (math.nan,) * 2}}}
+    table = report.table(columns, make_heads(), intervals=intervals)
+    assert "0.900 (0.850 to 0.950)" in table
+    assert "0.800 " in table.splitlines()[-1]
+
+
+def test_classes_of_one_concept_stand_together() -> None:
+    ontology = Ontology.checked({"Thorax": {"synonyms": ["heart"]}, "Rib": {}})
+    columns = {
+        "student": {
+            "toy/multilabel": {"auroc": 0.75, "auroc/heart": 0.7, "auprc/heart": 0.6},
+            "toy/segmentation": {"dice": 0.9, "dice/heart": 0.8, "dice/lung": 0.4},
+        }
+    }
+    lines = report.concepts(columns, make_heads(), ontology).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in lines]
+    assert cells == [
+        ["Thorax", "toy/multilabel", "auroc/heart", "0.700"],
+        ["Thorax", "toy/segmentation", "dice/heart", "0.800"],
+    ]

@@ -77,13 +77,20 @@ def test_the_temperature_undoes_overconfidence_and_its_opposite(kind, loss, fact
 @every_link
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
 def test_no_other_temperature_has_a_lesser_log_loss(kind, loss, factor):
+    """A standard normal prior on its logarithm included, which weighs as much as one label."""
     head = make_head(kind, loss)
     logits, target = drawn(head, images=300)
     head.calibrate(evaluate(head, logits * factor, target))
-    best, found = cost(head, logits * factor, target), float(head.temperature)
+    labels = int(target.known.sum()) if kind == "multilabel" else 300
+
+    def posterior() -> float:
+        prior = float(head.temperature.log()) ** 2 / 2
+        return cost(head, logits * factor, target) + prior / labels
+
+    best, found = posterior(), float(head.temperature)
     for other in np.geomspace(*TEMPERATURES, 60):
         head.temperature.fill_(other)
-        assert cost(head, logits * factor, target) >= best - 1e-6, (other, found)
+        assert posterior() >= best - 1e-6, (other, found)
 
 
 @every_link
@@ -114,12 +121,10 @@ def test_a_wrong_start_and_probabilities_of_one_are_left_behind(kind, loss):
     assert float(head.temperature) == pytest.approx(float(straight.temperature), rel=1e-3)
 
 
-# a CORAL head of a great temperature rules out the middle classes, which costs too
-@pytest.mark.parametrize(
-    ("kind", "loss", "right"),
-    [(*case, right) for case in CASES for right in (True, False) if right or case[1] != "coral"],
-)
-def test_the_temperature_stays_within_its_bounds(kind, loss, right):
+@every_link
+@pytest.mark.parametrize("right", [True, False])
+def test_a_few_labels_do_not_ask_for_certainty(kind, loss, right):
+    """Where all are predicted right the likelihood alone asks for a temperature of 0."""
     head = make_head(kind, loss)
     rows = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.05, 0.05, 0.9]])
     labels = torch.eye(3) if right else torch.eye(3).roll(1, 0)
@@ -129,7 +134,7 @@ def test_the_temperature_stays_within_its_bounds(kind, loss, right):
     metric = head.metrics()
     metric.update(ClassPrediction(rows), target)
     head.calibrate(metric)
-    assert float(head.temperature) == pytest.approx(TEMPERATURES[0 if right else 1], rel=1e-5)
+    assert 0.2 < float(head.temperature) < 1 if right else 1 < float(head.temperature) < 10
 
 
 @every_link

@@ -116,7 +116,7 @@ def test_nothing_to_measure_is_nan():
     [
         ({"loss": "l3"}, r"loss to be one of \['huber', 'l1', 'mse'\], got 'l3'"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\), but got 1.0"),
-        ({"start_samples": -1}, "start_samples >= 0, but got -1"),
+        ({"start_samples": -1}, "start_samples, a whole number, >= 0, but got -1"),
     ],
 )
 def test_wrong_arguments_name_the_task_and_what_is_possible(options, message):
