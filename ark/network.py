@@ -105,8 +105,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def predict(self, task: str, images: Tensor) -> Prediction:
         """The prediction of one head."""
-        features = self._guided(task, self.features(images, self._reads(task)))
-        return self.head(task).predict_features(features)
+        return self.head(task).predict(self.run(task, images)[1])
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Prediction]:

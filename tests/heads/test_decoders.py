@@ -6,30 +6,20 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from pyramids import CONVOLUTIONAL, TASK, TRANSFORMER, make_features
 from torch import nn
 
-from ark.types import ConfigError, FeatureInfo, Features, SegmentationTarget, TaskSpec
+from ark.types import ConfigError, FeatureInfo, SegmentationTarget
 from heads.decoders import DECODERS
 from heads.segmentation import SegmentationHead
 
-CONVOLUTIONAL = FeatureInfo((4, 6, 8, 12, 16), (2, 4, 8, 16, 32), 16, 16, image_size=64)
-TRANSFORMER = FeatureInfo((6, 8, 12, 16), (4, 8, 16, 32), 16, 16, image_size=64)
 COARSE = FeatureInfo((8, 8), (8, 16), 8, 8, image_size=64)
-TASK = TaskSpec("chestxdet", "masks", "segmentation", ("lung", "heart", "clavicle"))
 READ_ONLY_THE_COARSEST = ("PSPNet", "DeepLabV3")
 
 
 def make_head(info=CONVOLUTIONAL, **init_args):
     torch.manual_seed(0)
     return SegmentationHead(TASK, info, **init_args)
-
-
-def make_features(info, size=(64, 64), batch=2, rounding=math.ceil):
-    maps = [
-        torch.randn(batch, c, *(max(1, rounding(side / s)) for side in size), requires_grad=True)
-        for c, s in zip(info.channels, info.strides, strict=True)
-    ]
-    return Features(maps, None, None, size)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -11,23 +11,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from pyramids import CONVOLUTIONAL, TASK, TRANSFORMER, make_features
 from safetensors.torch import save_file
 
 from ark.network import Network
 from ark.types import (
     BoxPrediction,
     ConfigError,
-    FeatureInfo,
-    Features,
     MaskPrediction,
     SegmentationTarget,
     TaskSpec,
 )
 from heads.segmentation import SegmentationHead, SegmentationOutput
-
-CONVOLUTIONAL = FeatureInfo((4, 6, 8, 12, 16), (2, 4, 8, 16, 32), 16, 16, image_size=64)
-TRANSFORMER = FeatureInfo((6, 8, 12, 16), (4, 8, 16, 32), 16, 16, image_size=64)
-TASK = TaskSpec("chestxdet", "masks", "segmentation", ("lung", "heart", "clavicle"))
 
 UNET = {"decoder": "Unet"}
 
@@ -35,14 +30,6 @@ UNET = {"decoder": "Unet"}
 def make_head(info=CONVOLUTIONAL, task=TASK, **init_args):
     torch.manual_seed(0)
     return SegmentationHead(task, info, **init_args)
-
-
-def make_features(info, size=(64, 64), batch=2, rounding=math.ceil):
-    maps = [
-        torch.randn(batch, c, *(max(1, rounding(side / s)) for side in size), requires_grad=True)
-        for c, s in zip(info.channels, info.strides, strict=True)
-    ]
-    return Features(maps, None, None, size)
 
 
 def make_target(batch=2, size=(64, 64), known=None):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import random
 import struct
 import tracemalloc
@@ -14,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from encoding import encoded
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -25,13 +25,6 @@ SMOOTH = cv2.GaussianBlur(
     np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8), (0, 0), 2
 )
 DEEP = SMOOTH.astype(np.uint16) * 200
-
-
-def encoded(pixels: np.ndarray | Image.Image, **options) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    return buffer.getvalue()
 
 
 def opencv(pixels: np.ndarray, ending: str) -> bytes:

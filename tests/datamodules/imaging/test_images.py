@@ -7,6 +7,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+from encoding import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,13 +27,6 @@ SMOOTH = cv2.GaussianBlur(
 )
 GRAY = SMOOTH[..., 0]
 DEEP = np.random.default_rng(1).integers(300, 40000, (31, 37), np.uint16)
-
-
-def encoded(pixels: np.ndarray | Image.Image, **options) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    return buffer.getvalue()
 
 
 def opencv(pixels: np.ndarray, ending: str) -> bytes:
