@@ -128,10 +128,12 @@ def test_a_guide_tells_its_boxes_and_nothing_else_happens_to_it() -> None:
     network, batch = make_guided("detection").eval(), make_batch("multilabel")
     # the classification head reads no maps, but its guide's boxes come from them
     expected = network.predict("toy/detection", batch.images)
-    network.head("toy/detection").train()
+    guide, modes = network.head("toy/detection").train(), []
+    guide.register_forward_hook(lambda head, *_: modes.append(head.training))
     network.run(batch.task, batch.images)
+    assert modes == [False]  # no dropout, and no statistics of another task's images
     told = network.head("toy/multilabel").told
-    assert network.head("toy/detection").training
+    assert guide.training
     for mine, theirs in zip(told.boxes, expected.boxes, strict=True):
         torch.testing.assert_close(mine, theirs)
         assert len(mine)
