@@ -7,7 +7,8 @@ The core calls nothing else, so a new kind of head is one new file in `heads/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -33,6 +34,8 @@ class Head(nn.Module, ABC):
         start_samples: training samples that `start` wants to see; 0: it is not called.
         guide: another task of the same dataset whose predicted boxes this head reads as
             `features.regions`, or None.
+        resolved_args: what a head read from files that its `init_args` name, as plain data: with
+            these in their place another machine builds it without those files.
         main_metric: the key of `metrics().compute()` that tables and "best" checkpoints use;
             higher is better.
     """
@@ -41,6 +44,7 @@ class Head(nn.Module, ABC):
     reads: ClassVar[str] = "maps"
     start_samples: int = 0
     guide: str | None = None
+    resolved_args: Mapping[str, Any] = MappingProxyType({})
     main_metric: str
 
     def __init__(self, task: TaskSpec, features: FeatureInfo) -> None:
@@ -101,10 +105,16 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def metrics(self) -> Metric:
+    def metrics(self, task: TaskSpec | None = None) -> Metric:
         """A fresh metric: `update(prediction, target, patients)`, `compute() -> dict[str,
         Tensor]`, `reset()`. It holds its own state, so student and teacher each get one. One that
-        also has `intervals` (see `heads.weighted`) gets confidence intervals in the tables."""
+        also has `intervals` (see `heads.weighted`) gets confidence intervals in the tables.
+
+        Args:
+            task: what is scored; None: the head's own. Zero-shot transfer asks for the metric of
+                one class of another dataset (see `ark.zeroshot`); a head that never takes part
+                in it may ignore this.
+        """
 
     def start(self, batches: Iterable[tuple[Features, Target]]) -> None:
         """Takes its first weights from data: class prototypes, the range of the labels.

@@ -44,11 +44,6 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.tasks = {task.key: task for task in tasks}
-        self.architecture = {
-            "backbone": dict(backbone),
-            "projector": dict(projector) if projector else None,
-            "tasks": [{**asdict(task), "classes": list(task.classes)} for task in tasks],
-        }
         self.backbone = Backbone(**backbone)
         width = self.backbone.pooled_width
         self.projector = _projector(width, **projector) if projector else nn.Identity()
@@ -65,6 +60,11 @@ class Network(nn.Module):
                 self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
         for key, head in self.heads_by_key().items():
             self._check_guide(key, head)
+        self.architecture = {
+            "backbone": dict(backbone),
+            "projector": dict(projector) if projector else None,
+            "tasks": [_portable(task, self.head(task.key)) for task in tasks],
+        }
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Network:
@@ -184,6 +184,14 @@ def _evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _portable(task: TaskSpec, head: Head) -> dict[str, Any]:
+    """The task as plain data that needs no file of this machine."""
+    config = dict(task.head)
+    if head.resolved_args:
+        config["init_args"] = {**(config.get("init_args") or {}), **head.resolved_args}
+    return {**asdict(task), "classes": list(task.classes), "head": config}
 
 
 def _projector(inputs: int, width: int, hidden: bool = False) -> nn.Module:

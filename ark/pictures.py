@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
 
 from ark.module import ArkModule
 from ark.scores import WHO
@@ -42,7 +40,7 @@ class Pictures(Callback):
         batch = batch.to("cpu")
         shown = {"truth": batch.target, **{who: p.to("cpu") for who, p in outputs.items()}}
         for index, key in enumerate(batch.keys[:missing]):
-            mine = {name: _item(value, index) for name, value in shown.items()}
+            mine = {name: value.item(index) for name, value in shown.items()}
             kept.append({"key": key, "image": batch.images[index], **mine})
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -75,12 +73,3 @@ def draw(module: ArkModule, task: str, kept: list[dict[str, Any]], path: Path) -
     figure.suptitle(task, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-
-
-def _item(value: Any, index: int) -> Any:
-    """Item `index` of a target or prediction, still as a batch (of one)."""
-    one: dict[str, Tensor | list[Tensor] | None] = {}
-    for field in fields(value):
-        part = getattr(value, field.name)
-        one[field.name] = None if part is None else part[index : index + 1]
-    return type(value)(**one)

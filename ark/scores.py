@@ -42,14 +42,15 @@ class Scores:
 
     def compute(self, split: str) -> dict[str, float]:
         """`<prefix>/<dataset>/<task>/<metric>`, and `<prefix>/score`: the mean over the tasks of
-        their main metrics, without those that could not be measured (NaN). There R2, which has
-        no least value, counts no less than -1."""
+        their main metrics, without those that could not be measured (NaN); one that is NaN because
+        predictions are counts 0. R2, which has no least value, counts no less than -1."""
         found: dict[str, float] = {}
         for who, heads in self.heads.items():
             main = []
             for key, head in heads.items():
                 values = {n: float(v) for n, v in self._metrics[who, key].compute().items()}
-                main.append(values[head.main_metric])
+                diverged = np.isnan(values[head.main_metric]) and values.get("non_finite", 0)
+                main.append(0.0 if diverged else values[head.main_metric])
                 found |= {f"{prefix(split, who)}/{key}/{n}": v for n, v in values.items()}
             measured = [value for value in main if not np.isnan(value)]
             found[f"{prefix(split, who)}/score"] = (

@@ -17,9 +17,9 @@ def sliding_window(
     tile: int,
     overlap: float = 0.5,
     batch: int = 4,
-) -> Tensor:
-    """(B, K, H, W) probabilities; where tiles overlap their mean, of which a tile's middle weighs
-    more than its rim (a Gaussian of sigma tile / 8).
+) -> MaskPrediction:
+    """Of the whole image, (B, K, H, W); where tiles overlap their mean, of which a tile's middle
+    weighs more than its rim (a Gaussian of sigma tile / 8).
 
     Args:
         predict: tiles, (n, C, tile, tile) float in 0..1 -> a MaskPrediction of them.
@@ -42,9 +42,13 @@ def sliding_window(
     if image.dtype == torch.uint8:
         image = image.float() / 255
 
+    exclusive = False
+
     def probabilities(tiles: Tensor) -> Tensor:
+        nonlocal exclusive
         masks = predict(tiles)
         assert isinstance(masks, MaskPrediction)
+        exclusive = masks.exclusive
         return masks.probabilities.float()
 
     masks = sliding_window_inference(
@@ -56,4 +60,4 @@ def sliding_window(
         mode="gaussian",
     )
     assert isinstance(masks, Tensor)
-    return masks.clamp(0, 1)  # a mean that rounding may carry beyond
+    return MaskPrediction(masks.clamp(0, 1), exclusive)  # rounding may carry a mean beyond

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ark.errors import ConfigError as ConfigError  # known to all under this roof
@@ -104,6 +105,15 @@ class _Movable:
 
     def pin_memory(self) -> Any:
         return self._map(lambda t: t.pin_memory())
+
+    def item(self, index: int) -> Any:
+        """One image's part of a target or prediction, still as a batch (of one)."""
+
+        def visit(value: Any) -> Any:
+            return value[index : index + 1] if isinstance(value, Tensor | list) else value
+
+        mine = {f.name: visit(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **mine)  # type: ignore[type-var]
 
 
 @dataclass
@@ -222,6 +232,17 @@ class MaskPrediction(_Movable):
     """Of a segmentation head."""
 
     probabilities: Tensor  # (B, K, H, W) float in [0, 1], at the network's input size
+    exclusive: bool = False  # a pixel belongs to one class at most: what is left is background's
+
+    def masks(self, threshold: float = 0.5) -> Tensor:
+        """(B, K, H, W) bool: where a class has at least `threshold`; of exclusive classes where
+        it is more probable than any other and than the background, whatever the threshold."""
+        if not self.exclusive:
+            return self.probabilities >= threshold
+        background = 1 - self.probabilities.sum(dim=1, keepdim=True)
+        best = torch.cat([background, self.probabilities], dim=1).argmax(dim=1)
+        count = self.probabilities.shape[1] + 1
+        return F.one_hot(best, count)[..., 1:].movedim(-1, 1).bool()
 
 
 @dataclass

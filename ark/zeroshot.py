@@ -8,17 +8,15 @@ name are found through the ontology, and boxes and masks are scored in the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ark.build import build
 from ark.head import Head
 from ark.network import Network
 from ark.ontology import Ontology
-from ark.sharing import SharedParts
 from ark.types import (
     Batch,
     BoxPrediction,
@@ -106,13 +104,11 @@ def _family(task: TaskSpec) -> str | None:
 def _metric(head: Head, target: TaskSpec, name: str, sources: list[str]) -> tuple[Pair, Metric]:
     """The metric of a head like `head` for one class, of which an image has it or not."""
     kind = "multilabel" if _family(target) == CLASSES else target.kind
-    one = TaskSpec(target.dataset, target.name, kind, (name,))
-    info = replace(head.info, shared=SharedParts())
-    config = {"class_path": f"{type(head).__module__}.{type(head).__qualname__}"}
-    judge = build(config, Head, f"zero-shot score of {target.key}", one, info)  # type: ignore[type-abstract]
+    metric = head.metrics(TaskSpec(target.dataset, target.name, kind, (name,)))
+    # of an ordinal head the class is scored as a yes or no
+    reported = "auroc" if _family(target) == CLASSES else head.main_metric
     index = target.classes.index(name)
-    pair = Pair(head.task.key, target.key, name, index, tuple(sources), judge.main_metric)
-    return pair, judge.metrics()
+    return Pair(head.task.key, target.key, name, index, tuple(sources), reported), metric
 
 
 def _only_predicted(prediction: Prediction, chosen: list[int], exclusive: bool) -> Prediction:
@@ -122,7 +118,8 @@ def _only_predicted(prediction: Prediction, chosen: list[int], exclusive: bool) 
         joined = mine.sum(dim=1) if exclusive else mine.amax(dim=1)
         return ClassPrediction(joined[:, None])
     if isinstance(prediction, MaskPrediction):
-        return MaskPrediction(prediction.probabilities[:, chosen].amax(dim=1, keepdim=True))
+        masks = prediction.masks()[:, chosen].any(dim=1, keepdim=True)
+        return MaskPrediction(masks.float())
     assert isinstance(prediction, BoxPrediction)
     kept = [torch.isin(labels, labels.new_tensor(chosen)) for labels in prediction.labels]
     return BoxPrediction(

@@ -7,7 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +63,8 @@ def predict(
         images: folder, searched with its subfolders for JPEG, PNG, WebP, TIFF and DICOM files.
         output: folder to write.
         which: the network of the two.
-        threshold: probability from which a pixel belongs to a class.
+        threshold: probability from which a pixel belongs to a class; where classes exclude each
+            other (mode multiclass), it belongs to the most probable, whatever the threshold.
         score: boxes below it are left out; a head leaves out those below its own
             score_threshold, whatever is asked for here.
         batch_size: images at once.
@@ -99,12 +100,12 @@ def predict(
     log.info(writer.finish())
 
 
-def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, Tensor]:
-    """Masks (K, h, w) of every segmentation task, from windows over the image."""
+def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, MaskPrediction]:
+    """Of every segmentation task, (1, K, h, w), from windows over the image."""
     assert item.large is not None
     image, side = item.large.expand(3, -1, -1)[None].to(device), network.backbone.image_size
     return {
-        key: sliding_window(partial(network.predict, key), image, side)[0].cpu()
+        key: sliding_window(partial(network.predict, key), image, side).to("cpu")
         for key, task in network.tasks.items()
         if task.kind == "segmentation"
     }
@@ -116,7 +117,7 @@ class _Item:
     size: tuple[int, int] = (0, 0)  # (H, W) of the file in pixels
     view: Tensor | None = None  # (C, S, S) uint8, C = 1 or 3; None where the file is unreadable
     large: Tensor | None = None  # (C, h, w) uint8, the image to slide windows over
-    masks: dict[str, Tensor] = field(default_factory=dict)  # of those windows, by task
+    masks: dict[str, MaskPrediction] = field(default_factory=dict)  # of those windows, by task
     error: str = ""
     mask_name: str = ""  # of its masks, below each class's folder
 
@@ -184,8 +185,7 @@ class _Writer:
                 elif isinstance(prediction, BoxPrediction):
                     self._add_boxes(task, item, len(self.items), prediction, index)
                 elif isinstance(prediction, MaskPrediction):
-                    masks = item.masks.get(key, prediction.probabilities[index])
-                    self._write_masks(task, item, masks)
+                    self._write_masks(task, item, item.masks.get(key) or prediction.item(index))
                 elif isinstance(prediction, PointsPrediction):
                     self._add_points(task, item, prediction, index)
             self.rows.append(row)
@@ -230,12 +230,15 @@ class _Writer:
         """(2,): pixels of the image's file, x and y, in one of the network's input."""
         return np.array([item.size[1], item.size[0]]) / self.network.backbone.image_size
 
-    def _write_masks(self, task: TaskSpec, item: _Item, probabilities: Tensor) -> None:
-        for name, plane in zip(task.classes, probabilities.numpy(), strict=True):
-            full = cv2.resize(plane, (item.size[1], item.size[0]), interpolation=cv2.INTER_LINEAR)
+    def _write_masks(self, task: TaskSpec, item: _Item, masks: MaskPrediction) -> None:
+        """Probabilities are brought to the file's size, and there become masks."""
+        size = item.size[1], item.size[0]
+        planes = [cv2.resize(plane, size) for plane in masks.probabilities[0].numpy()]
+        full = replace(masks, probabilities=torch.from_numpy(np.stack(planes)[None]))
+        for name, plane in zip(task.classes, full.masks(self.threshold)[0].numpy(), strict=True):
             path = self.output / "masks" / task.key / quote(name, safe=" ") / item.mask_name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(full >= self.threshold))
+            path.write_bytes(encode_png(plane))
 
     def finish(self) -> str:
         """Writes what was collected; returns a line that says what is where."""

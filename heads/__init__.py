@@ -1,4 +1,5 @@
-"""The heads: one file a kind. Nothing is imported here; a task's YAML names its head by path.
+"""The heads: a file or a folder a kind. Nothing is imported here; a task's YAML names
+its head by path.
 
 To add a head, add one file with a subclass of `ark.head.Head` and name it in a task:
 

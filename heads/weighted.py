@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ Interval = tuple[float, float]
 # Of a patient's name 48 bits are kept, as two whole numbers that a float32 holds exactly: what
 # torchmetrics gathers from a rank that saw no image is an empty float tensor.
 _BITS = 24
+NON_FINITE = "non_finite"
 
 
 class WeightedMetric(Metric, ABC):
@@ -36,10 +38,12 @@ class WeightedMetric(Metric, ABC):
     higher_is_better = True
     full_state_update = False
     patients: list[Tensor]
+    non_finite: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("patients", [], dist_reduce_fx="cat")
+        self.add_state("non_finite", torch.zeros(()), dist_reduce_fx="sum")
         self._unnamed = 0
 
     def update(self, prediction: Any, target: Any, patients: Sequence[str] = ()) -> None:
@@ -49,6 +53,7 @@ class WeightedMetric(Metric, ABC):
             patients: B names; without them every image is a patient of its own.
         """
         count = self.see(prediction, target)
+        self.non_finite += _non_finite(prediction)
         if not patients:
             patients = [f"image {self._unnamed + n}" for n in range(count)]
             self._unnamed += count
@@ -56,10 +61,13 @@ class WeightedMetric(Metric, ABC):
         self.patients.append(torch.tensor(numbers, dtype=torch.float32, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Every metric by name, on the CPU; NaN where nothing could be measured."""
+        """Every metric by name, on the CPU; NaN where nothing could be measured. "non_finite",
+        the number of images whose prediction holds a NaN or an infinity, is there if it is not 0:
+        the network has diverged, and metrics that are NaN are so for that."""
         evidence = self.evidence()
         weights = np.ones(len(self._patients()))
-        return {name: torch.tensor(v) for name, v in self.score(evidence, weights).items()}
+        found = {name: torch.tensor(v) for name, v in self.score(evidence, weights).items()}
+        return found | ({NON_FINITE: self.non_finite.cpu()} if self.non_finite else {})
 
     def intervals(
         self, draws: int = 1000, seed: int = 0, level: float = 0.95
@@ -114,6 +122,17 @@ class WeightedMetric(Metric, ABC):
     def _patients(self) -> np.ndarray:
         high, low = self.gathered("patients").reshape(-1, 2).T.astype(np.int64)
         return (high << _BITS) + low
+
+
+def _non_finite(prediction: Any) -> Tensor:
+    """How many images' predictions are not all finite."""
+    finite: list[Tensor] = []  # of each field (B,) bool
+    for part in (getattr(prediction, f.name) for f in fields(prediction)):
+        if isinstance(part, Tensor):
+            finite.append(part.flatten(1).isfinite().all(dim=1))
+        elif isinstance(part, list) and part:
+            finite.append(torch.stack([one.isfinite().all() for one in part]))
+    return (~torch.stack(finite).all(dim=0)).sum() if finite else torch.zeros(())
 
 
 def _number(patient: str) -> tuple[int, int]:

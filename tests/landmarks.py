@@ -46,7 +46,7 @@ class LandmarkHead(Head):
     def consistency(self, features: Features, output: Tensor) -> dict[str, Tensor]:
         return {"points": output / self.info.image_size}
 
-    def metrics(self) -> WeightedMetric:
+    def metrics(self, task=None) -> WeightedMetric:
         return Hits()
 
     def draw(self, axes, image, shown, index, truth) -> None:

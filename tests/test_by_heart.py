@@ -37,7 +37,7 @@ DECODERS: dict[str, tuple[dict[str, Any], float]] = {  # decoder_args, learning 
 
 
 def test_every_decoder_is_here() -> None:
-    from heads.decoders import DECODERS as ALL
+    from heads.segmentation.decoders import DECODERS as ALL
 
     assert set(DECODERS) == set(ALL)
 

@@ -26,7 +26,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from heads.mmdet_adapter import mmdet_models
+from heads.detection.mmdet_adapter import mmdet_models
 
 STRIDES = (8, 16, 32, 64)
 Attention = Callable[["Case"], Tensor]

@@ -16,7 +16,7 @@ def by_pixel(tiles):
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.5, 0.75])
 def test_what_looks_at_single_pixels_gives_the_same_whole_and_in_tiles(size, overlap):
     image = torch.rand(2, 3, *size)
-    found = sliding_window(by_pixel, image, tile=64, overlap=overlap)
+    found = sliding_window(by_pixel, image, tile=64, overlap=overlap).probabilities
     torch.testing.assert_close(found, by_pixel(image).probabilities, rtol=0, atol=1e-5)
 
 
@@ -29,14 +29,14 @@ def test_an_image_smaller_than_a_tile_is_padded_and_cut(size):
         return by_pixel(tiles)
 
     image = torch.rand(1, 3, *size)
-    found = sliding_window(network, image, tile=64)
+    found = sliding_window(network, image, tile=64).probabilities
     assert set(seen) == {(64, 64)}
     torch.testing.assert_close(found, by_pixel(image).probabilities, rtol=0, atol=1e-5)
 
 
 def test_bytes_become_numbers_from_0_to_1():
     image = torch.randint(0, 256, (1, 1, 70, 70), dtype=torch.uint8)
-    found = sliding_window(by_pixel, image, tile=32)
+    found = sliding_window(by_pixel, image, tile=32).probabilities
     torch.testing.assert_close(found[:, :1], image / 255, rtol=0, atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_a_tiles_middle_weighs_more_than_its_rim():
     def network(tiles):
         return MaskPrediction(rim.expand(len(tiles), 1, 32, 32).clone())
 
-    found = sliding_window(network, torch.rand(1, 1, 96, 96), tile=32, overlap=0.5)
+    found = sliding_window(network, torch.rand(1, 1, 96, 96), tile=32, overlap=0.5).probabilities
     assert (found[..., 4:-4, 4:-4] > 0.5).all()
     assert ((found >= 0) & (found <= 1)).all()
 

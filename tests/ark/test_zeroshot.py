@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from ark.network import Network
 from ark.ontology import Ontology
-from ark.types import DetectionTarget, MultilabelTarget, SegmentationTarget, TaskSpec
+from ark.types import DetectionTarget, FeatureInfo, MultilabelTarget, SegmentationTarget, TaskSpec
 from ark.zeroshot import ZeroShot
+from heads.classification import ClassificationHead
 from toys import SIZE, make_batch, make_task
 
 ONTOLOGY = Ontology.checked(
@@ -89,3 +90,34 @@ def test_a_head_is_not_scored_on_its_own_task() -> None:
     network = make_network("multilabel")
     assert not ZeroShot(network, [make_task("multilabel")], ONTOLOGY).pairs
     assert ZeroShot(network, [make_task("multilabel", dataset="other")], ONTOLOGY).pairs
+
+
+def test_exclusive_masks_keep_the_most_probable_class() -> None:
+    task = make_task("segmentation")
+    task.head["init_args"] = {"mode": "multiclass"}
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, None, [task]).eval()
+    batch = make_batch("segmentation", 4)
+    mine = network.predict(task.key, batch.images).masks()
+    chest = mine[:, :2].any(dim=1, keepdim=True)
+    batch.target = SegmentationTarget(chest.to(torch.uint8), torch.ones(4, 1, dtype=torch.bool))
+    target = TaskSpec("other", "organs", "segmentation", ("chest",))
+    assert chest.any()
+    assert run(network, target, batch)["toy/segmentation chest"][0] == 1
+
+
+class Needy(ClassificationHead):
+    """A head that cannot be built without its argument."""
+
+    def __init__(self, task: TaskSpec, features: FeatureInfo, needed: int) -> None:
+        super().__init__(task, features)
+
+
+def test_heads_are_scored_whatever_arguments_they_need() -> None:
+    task = make_task("multilabel")
+    task.head.update(class_path=f"{__name__}.Needy", init_args={"needed": 1})
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, None, [task]).eval()
+    batch = make_batch("multilabel", COUNT)
+    target = TaskSpec("other", "findings", "multilabel", ("heart", "lung", "rib"))
+    assert set(run(network, target, batch)) == {
+        f"toy/multilabel {name}" for name in ("heart", "lung", "rib")
+    }

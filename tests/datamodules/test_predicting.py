@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ark.types import ClassPrediction, PointsPrediction, TaskSpec, ValuesPrediction
+from ark.types import ClassPrediction, MaskPrediction, PointsPrediction, TaskSpec, ValuesPrediction
 from datamodules import predicting
 from datamodules.predicting import predict
 
@@ -84,3 +84,34 @@ def test_points_are_in_pixels_of_the_images_file(output: Path) -> None:
         ("sub/bright, wide.png", "corner", 32, 32),
     ]
     assert [float(row["score"]) for row in rows] == [0.9, 0.25] * 2
+
+
+class Zones(nn.Module):
+    """Two classes that exclude each other: of the left half 0.4 and 0.35, of the right 0.3 both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = SimpleNamespace(image_size=SIDE)
+        task = TaskSpec("d", "zones", "segmentation", ("left", "none"))
+        self.tasks = {task.key: task}
+
+    def predict(self, key: str, images: Tensor) -> MaskPrediction:
+        masks = torch.full((len(images), 2, SIDE, SIDE), 0.3)
+        masks[:, 0, :, : SIDE // 2], masks[:, 1, :, : SIDE // 2] = 0.4, 0.35
+        return MaskPrediction(masks, exclusive=True)
+
+    def forward(self, images: Tensor) -> dict[str, object]:
+        return {key: self.predict(key, images) for key in self.tasks}
+
+
+@pytest.mark.parametrize("tile", [0, SIDE])
+def test_of_exclusive_classes_the_most_probable_is_written(tmp_path, monkeypatch, tile) -> None:
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((64, 64), np.uint8))
+    monkeypatch.setattr(predicting, "load_network", lambda *_: Zones())
+    out = tmp_path / "out"
+    predict("x", str(tmp_path / "images"), str(out), workers=0, tile=tile)
+    left, none = (cv2.imread(str(out / f"masks/d/zones/{c}/a.png"), 0) for c in ("left", "none"))
+    assert left[:, :30].all()
+    assert not left[:, 34:].any()
+    assert not none.any()

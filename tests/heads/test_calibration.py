@@ -14,9 +14,9 @@ from ark.types import (
     MultilabelTarget,
     TaskSpec,
 )
-from heads.calibration import TEMPERATURES, best_thresholds
-from heads.class_links import LINKS
 from heads.classification import ClassificationHead
+from heads.classification.calibration import TEMPERATURES, best_thresholds
+from heads.classification.links import LINKS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*before the ``update`` method"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from heads.class_links import LINKS, chosen
-from heads.classifiers import CosineLinear, Cutpoints
+from heads.classification.classifiers import CosineLinear, Cutpoints
+from heads.classification.links import LINKS, chosen
 
 ROWS = [name for name in LINKS if name != "sigmoid"]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from ark.types import ConfigError, MulticlassTarget, MultilabelTarget
-from heads.class_losses import LOSSES, ClassLoss, class_weights
+from heads.classification.losses import LOSSES, ClassLoss, class_weights
 
 CLASSES = ("a", "b", "c", "d")
 ALL = [(kind, name) for kind, losses in LOSSES.items() for name in losses]

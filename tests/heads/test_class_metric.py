@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
 )
 
 from ark.types import ClassPrediction, MulticlassTarget, MultilabelTarget
-from heads.class_metric import ClassMetric
+from heads.classification.metric import ClassMetric
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*before the ``update`` method")
 CLASSES = ("a", "b", "c", "d")

@@ -11,9 +11,9 @@ from ark.types import (
     MultilabelTarget,
     TaskSpec,
 )
-from heads.class_links import chosen
-from heads.class_losses import LOSSES
 from heads.classification import ClassificationHead
+from heads.classification.links import chosen
+from heads.classification.losses import LOSSES
 
 CLASSES = ("Atelectasis", "Edema", "Mass", "Nodule", "Hernia", "Fibrosis")
 INFO = FeatureInfo((16, 320), (16, 32), pooled=320, embedding=12, image_size=64)

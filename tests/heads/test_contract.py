@@ -45,7 +45,7 @@ CLASSES = ("Nodule", "Effusion", "Mass")
 SIDE = 64
 BATCH = 3
 # Other modules are a head's helpers and may need its libraries prepared before they are imported.
-IMPORTS_A_HEAD = re.compile(r"^from (ark\.head|heads\.\w+) import .*Head\b", re.MULTILINE)
+IMPORTS_A_HEAD = re.compile(r"^from (ark\.head|heads\.[\w.]+) import .*Head\b", re.MULTILINE)
 LAYOUTS = {
     "efficientnet": FeatureInfo((16, 24, 40, 112, 320), (2, 4, 8, 16, 32), 1280, 64, SIDE),
     "swin": FeatureInfo((96, 192, 384, 768), (4, 8, 16, 32), 768, 768, SIDE),

@@ -10,8 +10,8 @@ from pyramids import CONVOLUTIONAL, TASK, TRANSFORMER, make_features
 from torch import nn
 
 from ark.types import ConfigError, FeatureInfo, SegmentationTarget
-from heads.decoders import DECODERS
 from heads.segmentation import SegmentationHead
+from heads.segmentation.decoders import DECODERS
 
 COARSE = FeatureInfo((8, 8), (8, 16), 8, 8, image_size=64)
 READ_ONLY_THE_COARSEST = ("PSPNet", "DeepLabV3")

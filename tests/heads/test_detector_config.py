@@ -1,14 +1,16 @@
 """Detectors of mmdet's own configurations: they do with us what they do with mmdet."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
+from ark.network import Network
 from ark.types import ConfigError, DetectionTarget, FeatureInfo, Features, TaskSpec
 from heads.detection import DetectionHead
-from heads.mmdet_adapter import mmdet_models
+from heads.detection.mmdet_adapter import mmdet_models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_anchors", "ignore:torch.meshgrid")
 SIZE = 128
@@ -42,9 +44,9 @@ CLASSES = len(TASK.classes)
 def shipped(name: str) -> dict:
     """The file's `model`, small, as a user would write it into YAML."""
     mmdet_models()
-    from heads.detector_files import load_config
+    from heads.detection.files import load_config
 
-    model = load_config(SHIPPED[name], [], "test")["model"]
+    model = load_config(SHIPPED[name], [], "test")
     _shrink(model)
     for coder in ("encoder", "decoder"):
         if coder in model:
@@ -316,3 +318,18 @@ def test_errors_name_the_fix(name):
     with pytest.raises(ConfigError, match=message) as caught:
         DetectionHead(TASK, INFO, **arguments)
     assert "head of task 'toy/boxes'" in str(caught.value)
+
+
+def test_a_detector_of_a_file_travels_without_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"model = {shipped('fcos')!r}\n")
+    init_args = {"detector": str(path), "max_boxes": 7}
+    config = {"class_path": "heads.detection.DetectionHead", "init_args": init_args}
+    task = TaskSpec("d", "boxes", "detection", ("a", "b"), config)
+    network = Network({"name": "test_resnet", "image_size": 64}, None, [task])
+    path.unlink()
+    plain = json.loads(json.dumps(network.architecture))
+    again = Network.from_architecture(plain)
+    again.load_state_dict(network.state_dict())
+    assert again.architecture == plain
+    assert again.tasks[task.key].head["init_args"]["max_boxes"] == 7

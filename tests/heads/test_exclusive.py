@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from heads.exclusive import majority, most_probable, without_overlap
+from heads.segmentation.exclusive import majority, without_overlap
 
 
 def painted(shares):
@@ -29,19 +29,6 @@ def test_the_last_class_wins_and_nothing_is_counted_twice(raters):
 def test_masks_that_do_not_overlap_and_raters_who_disagree_stay():
     shares = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1, 1)
     torch.testing.assert_close(without_overlap(shares), shares)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_most_probable_of_classes_and_background(seed):
-    rng = np.random.default_rng(seed)
-    p = rng.dirichlet([0.5] * 4, (2, 5, 6)).transpose(0, 3, 1, 2)
-    expected = np.zeros((2, 3, 5, 6), bool)
-    for n, i, j in np.ndindex(2, 5, 6):
-        best = p[n, :, i, j].argmax()
-        if best:
-            expected[n, best - 1, i, j] = True
-    found = most_probable(torch.tensor(p[:, 1:]))
-    assert np.array_equal(found, expected)
 
 
 def test_half_of_the_raters_are_a_majority():

@@ -7,7 +7,7 @@ import torch
 from segmentation_models_pytorch.losses._functional import softmax_focal_loss_with_logits
 
 from ark.types import ConfigError, SegmentationTarget
-from heads.mask_losses import TERMS, MaskLoss
+from heads.segmentation.losses import TERMS, MaskLoss
 
 IMAGES, CLASSES, SIZE = 4, 3, (7, 6)
 MODES = ("multilabel", "multiclass")

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from ark.types import MaskPrediction, SegmentationTarget
-from heads.mask_metric import MaskMetric, hausdorff95
+from heads.segmentation.metric import MaskMetric, hausdorff95
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*before the ``update`` method")
 CLASSES = ("a", "b", "c", "d")
@@ -151,7 +151,7 @@ def test_exclusive_classes_are_compared_by_the_most_probable():
     scores = {}
     for exclusive in (True, False):
         metric = MaskMetric(("a", "b"), exclusive=exclusive)
-        metric.update(MaskPrediction(p), target)
+        metric.update(MaskPrediction(p, exclusive), target)
         scores[exclusive] = float(metric.compute()["dice"])
     assert scores[True] == 1  # the overlap belongs to the last class, 0.45 beats 0.2 and 0.35
     assert scores[False] < 1

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 from ark.types import ConfigError
-from heads import mmdet_adapter
-from heads.mmdet_adapter import init_weights, mmdet_models, nms
+from heads.detection import mmdet_adapter
+from heads.detection.mmdet_adapter import init_weights, mmdet_models, nms
 
 
 @pytest.fixture(scope="module")

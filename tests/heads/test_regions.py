@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ark.types import BoxPrediction
-from heads.regions import align
+from heads.segmentation.regions import align
 
 SIZE = (96, 64)  # H, W
 STRIDES = (4, 8)

@@ -7,7 +7,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 
 from ark.types import ConfigError, FeatureInfo, Features, TaskSpec, ValuesPrediction, ValuesTarget
 from heads.regression import RegressionHead
-from heads.values_metric import ValuesMetric
+from heads.regression.metric import ValuesMetric
 
 NAMES = ("ctr", "age")
 INFO = FeatureInfo((8,), (32,), pooled=8, embedding=8, image_size=64)

@@ -249,7 +249,8 @@ def test_pictures_of_exclusive_classes_show_one_class_a_pixel():
     probabilities = torch.zeros(1, 3, 64, 64)
     probabilities[0, :, :32] = torch.tensor([0.4, 0.3, 0.1])[:, None, None]  # background 0.2
     probabilities[0, :, 32:] = torch.tensor([0.2, 0.3, 0.1])[:, None, None]  # background 0.4
-    axes, words = picture(make_head(mode="multiclass"), MaskPrediction(probabilities), truth=False)
+    prediction = MaskPrediction(probabilities, exclusive=True)
+    axes, words = picture(make_head(mode="multiclass"), prediction, truth=False)
     assert "lung" in words
     assert "heart" not in words
     shown = np.asarray(axes.images[1].get_array()[..., 3])

@@ -11,8 +11,8 @@ from ark.types import (
     MultilabelTarget,
     SegmentationTarget,
 )
-from heads.class_metric import ClassMetric
-from heads.mask_metric import MaskMetric
+from heads.classification.metric import ClassMetric
+from heads.segmentation.metric import MaskMetric
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*before the ``update`` method")
 CLASSES = ("a", "b", "c", "d")

@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ark.types import MaskPrediction, SegmentationTarget
-from heads.exclusive import majority, most_probable
+from heads.segmentation.exclusive import majority
 from heads.weighted import WeightedMetric
 
 MEASURES = ("dice", "iou", "hd95")
@@ -32,10 +32,9 @@ class MaskMetric(WeightedMetric):
     mean over classes. A class that no image knows is NaN and left out of the mean.
 
     Args:
-        threshold: a pixel of at least this probability belongs to the predicted mask; to the true
-            one it belongs if at least half of the raters say so.
-        exclusive: mode multiclass: the predicted mask is where the class is more probable than any
-            other and than none, and of true masks that overlap the last class wins.
+        threshold: a pixel of at least this probability belongs to the predicted mask, see
+            `MaskPrediction.masks`; to the true one if at least half of the raters say so.
+        exclusive: mode multiclass: of true masks that overlap the last class wins.
     """
 
     dice: list[Tensor]
@@ -54,8 +53,7 @@ class MaskMetric(WeightedMetric):
 
     def see(self, prediction: MaskPrediction, target: SegmentationTarget) -> int:
         """Keeps each measure of each image and class, NaN where the class was not annotated."""
-        p, known = prediction.probabilities.detach(), target.known
-        found = most_probable(p) if self.exclusive else p >= self.threshold
+        found, known = prediction.masks(self.threshold), target.known
         truth = majority(target.share(), self.exclusive)
         both = (found & truth).sum(dim=(2, 3)).float()
         areas = (found.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).float()

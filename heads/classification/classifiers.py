@@ -62,7 +62,8 @@ def last_layer(classifier: str, link: str, inputs: int, classes: int) -> CosineL
     """The layer whose weights are the classes' directions.
 
     Args:
-        link: see `heads.class_links`; says how many logits there are and whether they need a bias.
+        link: see `heads.classification.links`; says how many logits there are and whether they
+            need a bias.
     """
     outputs = {"coral": 1, "corn": classes - 1}.get(link, classes)
     if classifier == "cosine":  # for softmax the paper has none; CORAL's are the cutpoints

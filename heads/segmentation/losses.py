@@ -26,7 +26,7 @@ from segmentation_models_pytorch.losses import (
 from torch import Tensor
 
 from ark.types import ConfigError, SegmentationTarget
-from heads.exclusive import majority, without_overlap
+from heads.segmentation.exclusive import majority, without_overlap
 
 NOT_ANNOTATED = 255
 IMPOSSIBLE = -1e4  # as a logit; minus infinity times a truth of 0 would be NaN
@@ -129,8 +129,8 @@ class MaskLoss:
       raters gave it.
 
     In mode multiclass the background is a class like the others. Where masks overlap the last
-    class wins (`heads.exclusive`). On an image where only some classes were annotated the softmax
-    runs over those and the background alone; one without any counts nowhere.
+    class wins (`.exclusive`). On an image where only some classes were annotated the softmax runs
+    over those and the background alone; one without any counts nowhere.
 
     Args:
         weights: factor of each term; a term of weight 0 is not computed.

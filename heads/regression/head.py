@@ -112,11 +112,11 @@ class RegressionHead(Head):
         assert features.embedding is not None
         return {"embedding": features.embedding}
 
-    def metrics(self) -> Metric:
-        """R2, mean absolute error, RMSE, correlation: see `heads.values_metric.ValuesMetric`."""
-        from heads.values_metric import ValuesMetric
+    def metrics(self, task: TaskSpec | None = None) -> Metric:
+        """R2, mean absolute error, RMSE, correlation: see `.metric.ValuesMetric`."""
+        from heads.regression.metric import ValuesMetric
 
-        return ValuesMetric(self.task.classes)
+        return ValuesMetric((task or self.task).classes)
 
     def draw(
         self, axes: Axes, image: Tensor, shown: Prediction | Target, index: int, truth: bool

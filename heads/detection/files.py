@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ark.types import ConfigError
-from heads.mmdet_adapter import mmdet_models
+from heads.detection.mmdet_adapter import mmdet_models
 
 SHIPPED = "mmdet::"
 
 
 def load_config(name: str, presets: list[str], where: str) -> dict[str, Any]:
-    """An mmdet configuration file as plain data.
+    """The model of an mmdet configuration file, as plain data.
 
     Args:
         name: a path, or `mmdet::` and a path inside the configurations that mmdet ships.
@@ -46,7 +46,8 @@ def load_config(name: str, presets: list[str], where: str) -> dict[str, Any]:
             f"{[SHIPPED + other for other in near]}"
         )
     try:
-        return plain(Config.fromfile(str(path)))
+        config = plain(Config.fromfile(str(path)))
+        return config.get("model", config)
     except Exception as error:  # the file is a program: it may raise anything
         raise ConfigError(f"{where}: detector {name!r} cannot be read: {error}") from error
 

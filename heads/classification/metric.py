@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ark.types import ClassPrediction, MulticlassTarget, MultilabelTarget
-from heads.class_curves import BINS, Curve, gaps
-from heads.class_links import chosen
+from heads.classification.curves import BINS, Curve, gaps
+from heads.classification.links import chosen
 from heads.weighted import WeightedMetric
 
 UNKNOWN = -1.0
@@ -38,7 +38,7 @@ class ClassMetric(WeightedMetric):
 
     auroc, auprc: areas under the ROC curve and (average precision) under the precision-recall
         curve, one class against the rest; means over the classes with positives and negatives.
-    f1: of what is chosen, see `heads.class_links.chosen`; mean over the classes with positives.
+    f1: of what is chosen, see `.links.chosen`; mean over the classes with positives.
     ece: expected calibration error in 15 bins; of multilabel over all known pairs of image and
         class, else of the most probable class.
     accuracy: the share of images whose class is chosen; not of multilabel.

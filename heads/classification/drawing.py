@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ark.drawing import colour, show_image
 from ark.types import ClassPrediction, MulticlassTarget, MultilabelTarget
-from heads.class_links import chosen
+from heads.classification.links import chosen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,12 +27,12 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.tied import TiedOnce
+from heads.detection.tied import TiedOnce
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from heads.box_ap import BoxAP
+    from heads.detection.box_ap import BoxAP
 
 # by class, for readers of gray prints: matplotlib's (offset, (on, off, ...)) in line widths
 LINES = ((0, ()), (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -43,7 +43,7 @@ class DetectionOutput:
     """What `DetectionHead.forward` computed."""
 
     maps: tuple[Tensor, ...]  # L times (B, channels, H / stride, W / stride): the neck's
-    raw: Any  # the detector family's, see heads.detector_families
+    raw: Any  # the detector family's, see heads.detection.families
     image_size: tuple[int, int]  # (H, W) of the network's input in pixels
 
 
@@ -58,8 +58,7 @@ class DetectionHead(TiedOnce, Head):
             detector configuration of mmdet 3, as a mapping, as a file's path, or as
             "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py" of those that mmdet ships. Of it the
             backbone and the images' preparation are dropped, and the classes are set.
-        detector_args: a preset's numbers, see `heads.detector_presets`, `heads.detr_presets` and
-            `heads.two_stage_presets`.
+        detector_args: a preset's numbers, see `.presets`, `.detr_presets` and `.two_stage_presets`.
         shared: what all heads with the same `shared_name` have in common: null, "neck", "encoder"
             (Foundation X; of a detector that is no transformer the neck) or "decoder" (X+: also
             the encoder). A lock names the parts as shared.NAME_neck, _encoder and _decoder.
@@ -105,10 +104,11 @@ class DetectionHead(TiedOnce, Head):
         display_threshold: float = 0.3,
     ) -> None:
         super().__init__(task, features)
-        from heads.detector_build import build_detector, build_neck, check_fit
-        from heads.detector_config import plan_detector, set_postprocessing
-        from heads.detector_families import family_of
-        from heads.detr_sharing import shared_offers
+        from heads.detection.build import build_detector, build_neck, check_fit
+        from heads.detection.config import PRESETS, plan_detector, set_postprocessing
+        from heads.detection.detr_sharing import shared_offers
+        from heads.detection.families import family_of
+        from heads.detection.files import load_config
 
         where = f"head of task {task.key!r}"
         _check_range(where, "extra_levels", extra_levels, 0)
@@ -117,6 +117,9 @@ class DetectionHead(TiedOnce, Head):
         _check_range(where, "nms_iou", nms_iou, 0, 1)
         self.score_threshold = score_threshold or 0.0
         self.display_threshold = display_threshold
+        if isinstance(detector, str) and detector not in PRESETS:
+            detector = load_config(detector, sorted(PRESETS), where)
+            self.resolved_args = {"detector": detector}
         plan = plan_detector(
             detector, detector_args, features, len(task.classes), min_stride, extra_levels, where
         )
@@ -132,7 +135,7 @@ class DetectionHead(TiedOnce, Head):
         check_fit(self.neck, self.detector, features, self.levels, where)
 
     def _borrow(self, name: str, recipe: Any, make: Any) -> None:
-        from heads.detr_sharing import borrow
+        from heads.detection.detr_sharing import borrow
 
         for attribute, part in self.share(name, recipe, make).named_children():
             borrow(self if attribute == "neck" else self.detector, attribute, part)
@@ -178,11 +181,11 @@ class DetectionHead(TiedOnce, Head):
         cells = torch.cat([level.flatten(2) for level in output.maps], dim=2)
         return {"backbone": features.maps[-1], "decoder": cells}
 
-    def metrics(self) -> BoxAP:
-        """COCO's average precision and FROC: see `heads.box_ap.BoxAP`."""
-        from heads.box_ap import BoxAP
+    def metrics(self, task: TaskSpec | None = None) -> BoxAP:
+        """COCO's average precision and FROC: see `heads.detection.box_ap.BoxAP`."""
+        from heads.detection.box_ap import BoxAP
 
-        return BoxAP(self.task.classes)
+        return BoxAP((task or self.task).classes)
 
     def draw(
         self, axes: Axes, image: Tensor, shown: Prediction | Target, index: int, truth: bool
@@ -205,7 +208,7 @@ class DetectionHead(TiedOnce, Head):
             outline.set_path_effects([withStroke(linewidth=2.4, foreground="black", alpha=0.5)])
 
     def _scene(self, batch: int, size: tuple[int, int], target: Target | None) -> Any:
-        from heads.detector_families import make_scene
+        from heads.detection.families import make_scene
 
         assert target is None or isinstance(target, DetectionTarget)
         return make_scene(batch, size, target)

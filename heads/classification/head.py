@@ -23,17 +23,17 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.calibration import UNDECIDED, best_temperature, best_thresholds
-from heads.class_links import LINKS
-from heads.class_losses import ClassLoss, class_weights
-from heads.class_prototypes import ClassMeans
-from heads.classifiers import CLASSIFIERS, Cutpoints, hidden_layer, last_layer
+from heads.classification.calibration import UNDECIDED, best_temperature, best_thresholds
+from heads.classification.classifiers import CLASSIFIERS, Cutpoints, hidden_layer, last_layer
+from heads.classification.links import LINKS
+from heads.classification.losses import ClassLoss, class_weights
+from heads.classification.prototypes import ClassMeans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
-    from heads.class_metric import ClassMetric
+    from heads.classification.metric import ClassMetric
 
 
 class ClassificationHead(Head):
@@ -112,10 +112,12 @@ class ClassificationHead(Head):
         """{"embedding": (B, D')}."""
         return {"embedding": _embedding(features)}
 
-    def metrics(self) -> Metric:
-        """See `heads.class_metric.ClassMetric`; it takes the thresholds of now."""
-        from heads.class_metric import ClassMetric
+    def metrics(self, task: TaskSpec | None = None) -> Metric:
+        """See `.metric.ClassMetric`; of its own task it takes the thresholds of now."""
+        from heads.classification.metric import ClassMetric
 
+        if task is not None:
+            return ClassMetric(task.classes, task.kind)
         return ClassMetric(self.task.classes, self.task.kind, self.thresholds.tolist())
 
     def prototypes(self) -> ClassMeans:
@@ -123,7 +125,7 @@ class ClassificationHead(Head):
         return ClassMeans(self.linear, len(self.task.classes))
 
     def init_prototypes(self, embeddings: Tensor, target: Target) -> None:
-        """Sets the last layer from (B, D') embeddings at once; see `heads.class_prototypes`."""
+        """Sets the last layer from (B, D') embeddings at once; see `.prototypes`."""
         self._start([(embeddings, target)])
 
     def start(self, batches: Iterable[tuple[Features, Target]]) -> None:
@@ -159,8 +161,8 @@ class ClassificationHead(Head):
         self, axes: Axes, image: Tensor, shown: Prediction | Target, index: int, truth: bool
     ) -> None:
         """The image under the names of what is present or chosen, over a chart of the classes that
-        matter most: see `heads.class_drawing`."""
-        from heads import class_drawing as drawing
+        matter most: see `heads.classification.drawing`."""
+        from heads.classification import drawing
 
         classes = self.task.classes
         if isinstance(shown, ClassPrediction):

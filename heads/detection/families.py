@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ark.types import DetectionTarget
-from heads.annotated_classes import (
+from heads.detection.annotated_classes import (
     cannot_leave_out,
     silence_maps,
     silenced_rois,
@@ -34,7 +34,7 @@ class Scene:
     """A batch as mmdet wants to know it."""
 
     samples: list[Any]  # B DetDataSample; with `gt_instances` where there is a target
-    unknown: Tensor | None  # (B, K) bool, see heads.annotated_classes.unknown_classes
+    unknown: Tensor | None  # (B, K) bool, see heads.detection.annotated_classes.unknown_classes
     taught: bool  # whether there is a target
 
     @property
@@ -202,7 +202,7 @@ def family_of(detector: Any) -> Family:
         TwoStageDetector,
     )
 
-    from heads.detr import Deformable, Dino
+    from heads.detection.detr import Deformable, Dino
 
     if _inherits(detector, DINO, "pre_decoder", "loss"):
         return Dino()

@@ -24,7 +24,7 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.decoders import (
+from heads.segmentation.decoders import (
     DECODERS,
     build_decoder,
     check_choice,
@@ -32,9 +32,9 @@ from heads.decoders import (
     levels_of,
     output_width,
 )
-from heads.exclusive import most_probable, without_overlap
-from heads.mask_losses import MaskLoss
-from heads.regions import align
+from heads.segmentation.exclusive import without_overlap
+from heads.segmentation.losses import MaskLoss
+from heads.segmentation.regions import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ class SegmentationHead(Head):
     """A decoder over the backbone's pyramid and one 3x3 convolution to K masks.
 
     Args:
-        decoder: a key of `heads.decoders.DECODERS`.
+        decoder: a key of `heads.segmentation.decoders.DECODERS`.
         decoder_args: arguments of that decoder's class in smp, over Ark's defaults. Of DeepLabV3,
             DeepLabV3Plus and PSPNet also output_stride, to which the coarsest map is enlarged.
         norm: "group" normalises alike in training (student) and evaluation (teacher), and a batch
@@ -62,12 +62,12 @@ class SegmentationHead(Head):
             its own last convolution. A lock names the decoder `shared.NAME`.
         mode: "multilabel": masks may overlap; "binary": the same of one class; "multiclass": each
             pixel belongs to one class or to the background. In the last, of masks that overlap
-            the last class wins (`heads.exclusive`).
+            the last class wins (`heads.segmentation.exclusive`).
         losses: weights of the loss terms, by default {dice: 1, bce: 1}, in mode multiclass
-            {dice: 1, ce: 1}; see `heads.mask_losses.MaskLoss`.
+            {dice: 1, ce: 1}; see `heads.segmentation.losses.MaskLoss`.
         loss_args: arguments of terms, such as {focal: {gamma: 3}}.
         guide: the detection task of the same dataset whose boxes tell where to look: region-guided
-            alignment, see `heads.regions`.
+            alignment, see `heads.segmentation.regions`.
         guide_score: of the guide's boxes those of a higher score count.
 
     Raises:
@@ -135,7 +135,9 @@ class SegmentationHead(Head):
     def predict(self, output: SegmentationOutput) -> MaskPrediction:
         """Sigmoid of the logits, or their softmax without the background: (B, K, H, W)."""
         logits = output.logits.float()
-        return MaskPrediction(logits.softmax(dim=1)[:, 1:] if self.exclusive else logits.sigmoid())
+        if self.exclusive:
+            return MaskPrediction(logits.softmax(dim=1)[:, 1:], exclusive=True)
+        return MaskPrediction(logits.sigmoid())
 
     def consistency(self, features: Features, output: SegmentationOutput) -> dict[str, Tensor]:
         """The coarsest map and the decoder's output, each cell's vector of length 1."""
@@ -144,11 +146,11 @@ class SegmentationHead(Head):
             "decoder": F.normalize(output.decoded, dim=1),
         }
 
-    def metrics(self) -> Metric:
-        """Dice, IoU and the boundaries' distance: see `heads.mask_metric.MaskMetric`."""
-        from heads.mask_metric import MaskMetric
+    def metrics(self, task: TaskSpec | None = None) -> Metric:
+        """Dice, IoU and the boundaries' distance: see `heads.segmentation.metric.MaskMetric`."""
+        from heads.segmentation.metric import MaskMetric
 
-        return MaskMetric(self.task.classes, exclusive=self.exclusive)
+        return MaskMetric((task or self.task).classes, exclusive=self.exclusive)
 
     def draw(
         self, axes: Axes, image: Tensor, shown: Prediction | Target, index: int, truth: bool
@@ -163,8 +165,7 @@ class SegmentationHead(Head):
             masks = without_overlap(masks) if self.exclusive else masks
             missing = [n for n, k in zip(self.task.classes, known.tolist(), strict=True) if not k]
         else:
-            masks = shown.probabilities[index : index + 1]
-            masks = (most_probable(masks) if self.exclusive else masks >= 0.5).float()
+            masks = shown.masks()[index : index + 1].float()
         title = f"not annotated: {', '.join(missing)}" if missing else ""
         show_image(axes, image.permute(1, 2, 0).cpu().numpy(), title)
         draw_masks(axes, masks[0].cpu().numpy(), self.task.classes, broken=truth)

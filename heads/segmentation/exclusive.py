@@ -6,7 +6,6 @@ Shape letters: see `ark.types`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,13 +21,6 @@ def without_overlap(share: Tensor) -> Tensor:
     """
     later = share.flip(1).cumsum(dim=1).flip(1) - share  # what the classes after this one claim
     return torch.minimum(share, (1 - later).clamp(min=0))
-
-
-def most_probable(probabilities: Tensor) -> Tensor:
-    """(B, K, H, W) probabilities without the background's -> bool, at most one class a pixel."""
-    background = 1 - probabilities.sum(dim=1, keepdim=True)
-    best = torch.cat([background, probabilities], dim=1).argmax(dim=1)
-    return F.one_hot(best, probabilities.shape[1] + 1)[..., 1:].movedim(-1, 1).bool()
 
 
 def majority(share: Tensor, exclusive: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ark.types import BoxPrediction, DetectionTarget
-from heads.box_matching import Matches, match
+from heads.detection.box_matching import Matches, match
 from heads.weighted import WeightedMetric
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])

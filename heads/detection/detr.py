@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heads.annotated_classes import silence
-from heads.detector_families import Family, Maps, Scene
+from heads.detection.annotated_classes import silence
+from heads.detection.families import Family, Maps, Scene
 
 
 @dataclass

@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.detector_files import load_config, plain
-from heads.detector_presets import atss, fcos, retinanet
-from heads.detr_presets import deformable_detr, dino
-from heads.two_stage_presets import faster_rcnn
+from heads.detection.detr_presets import deformable_detr, dino
+from heads.detection.files import plain
+from heads.detection.presets import atss, fcos, retinanet
+from heads.detection.two_stage_presets import faster_rcnn
 
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "atss": atss,
@@ -65,6 +65,7 @@ def plan_detector(
         strides += [strides[-1] * 2**n for n in range(1, extra + 1)]
         config = _preset(detector, dict(detector_args or {}), strides, where)
     else:
+        assert not isinstance(detector, str)  # DetectionHead has read the file
         if detector_args or extra_levels is not None:
             name = "detector_args" if detector_args else "extra_levels"
             raise ConfigError(
@@ -143,12 +144,8 @@ def _check_number(what: str, key: str, value: Any, default: Any) -> None:
         raise ConfigError(f"{what} is {value!r}; expected {kind} {bound}")
 
 
-def _own(detector: str | Mapping[str, Any], where: str) -> dict[str, Any]:
-    config = (
-        load_config(detector, sorted(PRESETS), where)
-        if isinstance(detector, str)
-        else plain(detector)
-    )
+def _own(detector: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config = plain(detector)
     config = config.get("model", config)
     if "type" in config:
         return config

@@ -1,6 +1,6 @@
 """FCOS whose output means the same in training and in evaluation.
 
-Import it after `heads.mmdet_adapter.mmdet_models()`.
+Import it after `heads.detection.mmdet_adapter.mmdet_models()`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """smp's decoders that want a dilated or a plain encoder, fed with a pyramid instead.
 
-Each is made as `cls(encoder_channels, ...)` and reads "levels": see `heads.decoders`.
+Each is made as `cls(encoder_channels, ...)` and reads "levels": see `heads.segmentation.decoders`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.detector_build import build_neck, fit_sine_width
-from heads.detector_config import DetectorPlan
+from heads.detection.build import build_neck, fit_sine_width
+from heads.detection.config import DetectorPlan
 
 SHARED = ("neck", "encoder", "decoder")
 Offer = tuple[str, dict[str, Any], Callable[[], nn.Module]]  # name, recipe, how it is made
