@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from ark.cycle import Position
+from ark.locks import locked_modules
 from ark.module import ArkModule
 from ark.seeds import seed_of
 from ark.starting import start_heads
@@ -22,7 +23,7 @@ class CycleRunner(Callback):
     """
 
     def __init__(self) -> None:
-        self._applied: tuple[int, int] | None = None  # (cycle, phase) whose locks are in force
+        self._applied: tuple[list[str], ...] | None = None  # tasks and locks that are in force
         self._started = False  # whether the heads took their first weights from data
         self._finished = 0  # optimiser steps whose teacher update was made
 
@@ -49,9 +50,10 @@ class CycleRunner(Callback):
     ) -> None:
         assert isinstance(module, ArkModule)
         at = module.cycle.at(trainer.global_step)
-        if self._applied != (at.cycle, at.index):
-            module.locks.apply(module.locked_parts(at.phase.task, at.phase.lock))
-            self._applied = (at.cycle, at.index)
+        wanted = at.phase.members, at.phase.lock, at.phase.train
+        if self._applied != wanted:
+            module.locks.apply(locked_modules(module.network, at.phase))
+            self._applied = wanted
         # Dropout and drop-path draw from the step, so that a resumed run draws the same.
         micro = batch_idx % trainer.accumulate_grad_batches
         torch.manual_seed(seed_of(module.seed, at.step, micro, trainer.global_rank))
@@ -93,4 +95,4 @@ class CycleProgressBar(TQDMProgressBar):
 
 def describe(at: Position, cycles: int) -> str:
     """`cycle 2/8  wingspan/organs  lock backbone`"""
-    return f"cycle {at.cycle + 1}/{cycles}  {at.phase.task}  {at.phase.state}"
+    return f"cycle {at.cycle + 1}/{cycles}  {at.phase.name}  {at.phase.state}"

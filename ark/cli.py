@@ -15,8 +15,8 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from ark import alone, fitting
-from ark.cycle import CycleConfig
 from ark.module import ArkModule
+from ark.planning import CycleConfig
 from ark.run import (
     RunConfig,
     callbacks,

@@ -63,8 +63,9 @@ class Ledger(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._step.enter(batch)
-        self._note(batch, "train", trainer.global_rank)
+        for part in batch.parts:
+            self._step.enter(part)
+            self._note(part, "train", trainer.global_rank)
         # Lightning may save while gradients accumulate; that step is then done again, whole
         if trainer.global_step > self._finished:
             self._mine.add(self._step.as_tensor())

@@ -36,16 +36,63 @@ class Locks:
                 parameter.grad = None
 
 
+def locked_modules(network: Network, phase: Phase) -> list[nn.Module]:
+    """The modules that stand still in a phase, in the order in which to lock them.
+
+    Of a concurrent phase `head` in `lock` or `train` means the head of each of its tasks.
+
+    Raises:
+        ConfigError: a name is no module.
+    """
+    if not phase.train:
+        return [network.part(name, task) for name in phase.lock for task in phase.members]
+    free = {
+        id(module)
+        for name in phase.train
+        for task in phase.members
+        for module in network.part(name, task).modules()
+    }
+    return _largest_without(network, free)
+
+
+def _largest_without(module: nn.Module, free: set[int]) -> list[nn.Module]:
+    """The largest modules below `module` that hold none of `free`; together they are all the rest.
+
+    A module with parameters of its own beside a free child would leave these unlocked; Ark's
+    parts have none, and `check_phase` sees to it.
+    """
+    if id(module) in free:
+        return []
+    if not any(id(child) in free for child in module.modules()):
+        return [module]
+    return [found for child in module.children() for found in _largest_without(child, free)]
+
+
 def check_phase(network: Network, phase: Phase) -> None:
     """A lock that names nothing, or leaves nothing to train, must fail before training.
 
     Raises:
         ConfigError: names the phase and its locks.
     """
-    locked = {id(p) for name in phase.lock for p in network.part(name, phase.task).parameters()}
-    used = [p for module in network.used_by(phase.task) for p in module.parameters()]
-    if all(id(p) in locked or not p.requires_grad for p in used):
-        raise ConfigError(
-            f"cycle: the phase of {phase.task} locks {phase.lock}, which leaves nothing to train; "
-            "release a part or remove the phase"
-        )
+    stands = {id(p) for module in locked_modules(network, phase) for p in module.parameters()}
+    if phase.train:
+        wanted = {
+            id(p)
+            for name in phase.train
+            for task in phase.members
+            for p in network.part(name, task).parameters()
+        }
+        loose = [n for n, p in network.named_parameters() if id(p) not in stands | wanted]
+        if loose:
+            raise ConfigError(
+                f"cycle: the phase of {phase.name} has train {phase.train}, but {loose[0]} lies "
+                "beside these in a module that they share, so it cannot be locked alone; name "
+                "that module, or list what to `lock`"
+            )
+    for task in phase.members:
+        used = [p for module in network.used_by(task) for p in module.parameters()]
+        if all(id(p) in stands or not p.requires_grad for p in used):
+            raise ConfigError(
+                f"cycle: the phase of {task} ({phase.state}) leaves nothing to train; release a "
+                "part or remove the phase"
+            )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,16 +13,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ark.checkpoint import check_same
 from ark.consistency import carries_gradient, consistency_loss
-from ark.cycle import Cycle, Position
+from ark.cycle import Cycle, Position, Unit
+from ark.evaluation import Evaluation
 from ark.hierarchy import Hierarchy
 from ark.locks import Locks, check_phase
 from ark.network import Network
 from ark.ontology import Ontology
-from ark.optim import check_covered, parameter_groups
+from ark.optim import check_covered, clip_by_task, parameter_groups
+from ark.penalty import NormPenalty
 from ark.schedules import Constant, Schedule, WarmupCosine
-from ark.scores import WHO, Scores
 from ark.teacher import Teacher
-from ark.types import Batch, ConfigError, Prediction, TaskSpec
+from ark.types import Batch, ConfigError, TaskSpec
 from ark.weights import load_initial
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -61,7 +61,7 @@ class StepResult:
     numbers: dict[str, Tensor]  # detached, by the name they are logged under
 
 
-class ArkModule(pl.LightningModule):
+class ArkModule(Evaluation):
     """Student, teacher and the cycle of phases.
 
     Args:
@@ -70,11 +70,19 @@ class ArkModule(pl.LightningModule):
         image_size: side of the square input in pixels.
         backbone: which timm model, from which start.
         projector: between the pooled vector and the classification heads; none if null.
-        optimizer: torch optimiser; its lr and weight_decay apply unless `lr_scale` says otherwise.
+        optimizer: torch optimiser, or one of timm.optim; AdamW by default. Its lr and weight_decay
+            apply unless `lr_scale` says otherwise.
         lr_scale: factors of the rate by module path, such as {"backbone": 0.1}.
-        lr_schedule: factor of the rate by step.
+        layer_decay: each layer of the backbone has this times the rate of the next one.
+        lr_schedule: factor of the rate by what `lr_clock` counts.
+        lr_clock: "step", "phase", "pass" (all phases of a task, one after the other) or "cycle".
+        clip: largest norm of the gradient, by task key or task kind; others: trainer's
+            gradient_clip_val. Where several tasks train at once the least counts.
+        norm_penalty: by module path, a weight of the sum of its parameters' norms in the loss of
+            the tasks that use it.
         momentum: of the teacher's moving average.
-        teacher_update: after every "step" or at the end of every "phase".
+        teacher_update: after every "step", or at the end of every "phase", "pass" (all phases of a
+            task, one after the other) or "cycle". `momentum` and `consistency` count in the same.
         ontology: YAML that says which classes mean the same, and which imply which (see
             `ark.ontology`); the report has a table by concept then.
         hierarchy: weight of a penalty where a class is more probable than a class of the same
@@ -90,11 +98,15 @@ class ArkModule(pl.LightningModule):
         image_size: int = 224,
         backbone: BackboneConfig = BackboneConfig(),
         projector: ProjectorConfig | None = None,
-        optimizer: OptimizerFactory = torch.optim.AdamW,
+        optimizer: OptimizerFactory | None = None,
         lr_scale: dict[str, float] | None = None,
+        layer_decay: float = 1.0,
         lr_schedule: Schedule = WarmupCosine(),  # noqa: B008 - frozen
+        lr_clock: Unit = "step",
+        clip: dict[str, float] | None = None,
+        norm_penalty: dict[str, float] | None = None,
         momentum: Schedule = Constant(0.99),  # noqa: B008 - frozen
-        teacher_update: Literal["step", "phase"] = "step",
+        teacher_update: Unit = "step",
         consistency: Schedule = Constant(0.5),  # noqa: B008 - frozen
         ontology: str | None = None,
         hierarchy: float = 0.0,
@@ -113,28 +125,32 @@ class ArkModule(pl.LightningModule):
         self.locks = Locks(self.network)
         for phase in cycle.phases:
             check_phase(self.network, phase)
-        self._optimizer, self._lr_scale, self._lr_schedule = optimizer, lr_scale or {}, lr_schedule
+        # no default in the signature: jsonargparse would hand AdamW's weight decay on to an SGD
+        self._optimizer = optimizer or torch.optim.AdamW
+        self._lr_scale, self._layer_decay = lr_scale or {}, layer_decay
+        self._lr_schedule, self._lr_clock = lr_schedule, lr_clock
+        self._clip = clip_by_task(tasks, clip or {})
+        self.norm_penalty = NormPenalty(self.network, norm_penalty or {})
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
         self.ontology = Ontology.load(ontology) if ontology else None
         self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
-        self.scored: tuple[str, ...] = WHO  # whom an evaluation scores
-        self.calibrating = False  # whether a validation lets the heads choose their thresholds
-        self.draws = 0  # bootstrap draws of a test; 0: no intervals
 
     # -- training ---------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         at = self.cycle.at(self.global_step)
-        if batch.task != at.phase.task:
+        found = [part.task for part in batch.parts]
+        if found != at.phase.members:
             raise RuntimeError(
-                f"step {self.global_step} is of {at.phase.task}, but the loader gave a batch of "
-                f"{batch.task}: loader and cycle disagree"
+                f"step {self.global_step} is of {at.phase.members}, but the loader gave batches of "
+                f"{found}: loader and cycle disagree"
             )
-        result = self.compute(batch, at)
+        results = [self.compute(part, at) for part in batch.parts]
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if at.task_step % every == 0:
-            self._log_numbers(batch.task, result.numbers)
-        return result.total
+        for task, ran, result in zip(found, at.task_steps, results, strict=True):
+            if ran % every == 0:
+                self._log_numbers(task, result.numbers)
+        return torch.stack([result.total for result in results]).sum()
 
     def _log_numbers(self, task: str, numbers: dict[str, Tensor]) -> None:
         """`train/<dataset>/<task>/<loss>`, at the steps of that task only.
@@ -154,7 +170,10 @@ class ArkModule(pl.LightningModule):
         if self.hierarchy.speaks_of(batch.task):
             losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
             task = task + losses["hierarchy"]
-        weight = self.consistency(at.step, self.cycle.total_steps)
+        if (price := self.norm_penalty(batch.task)) is not None:
+            losses["norm_penalty"] = price
+            task = task + price
+        weight = self.now(self.consistency, at)
         total = (1 - weight) * task
         student = head.consistency(features, output) if weight > 0 else {}
         if carries_gradient(student):
@@ -177,69 +196,51 @@ class ArkModule(pl.LightningModule):
         features, output = network.run(batch.task, batch.teacher_images, like=student)
         return network.head(batch.task).consistency(features, output)
 
-    def locked_parts(self, task: str, lock: list[str]) -> list[torch.nn.Module]:
-        return [self.network.part(name, task) for name in lock]
+    def now(self, schedule: Schedule, at: Position) -> float:
+        """A schedule of the teacher: it counts the teacher's updates, so that one of Ark's is
+        constant within a pass (spec ark.md, EMA and w)."""
+        return schedule(at.count(self.teacher_update), self.cycle.total(self.teacher_update))
 
     def update_teacher(self, finished: Position) -> None:
         """Called once after every optimiser step; moves the teacher where the plan says so."""
-        if self.teacher_update == "step" or finished.ends_phase:
-            momentum = self.momentum(finished.step, self.cycle.total_steps)
-            self.teacher.update(self.network, momentum)
+        if finished.ends(self.teacher_update):
+            self.teacher.update(self.network, self.now(self.momentum, finished))
 
     def configure_optimizers(self) -> Any:
         defaults = self._optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
         groups = parameter_groups(
-            self.network, defaults["lr"], self._lr_scale, defaults.get("weight_decay", 0.0)
+            self.network,
+            defaults["lr"],
+            self._lr_scale,
+            defaults.get("weight_decay", 0.0),
+            self._layer_decay,
         )
         optimizer = self._optimizer(groups)
         check_covered(self.network, optimizer)
-        total = self.cycle.total_steps
-        scheduler = LambdaLR(optimizer, lambda step: self._lr_schedule(min(step, total), total))
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
         }
 
-    # -- evaluation -------------------------------------------------------------------------
+    def _rate(self, step: int) -> float:
+        """The factor of the rate in optimiser step `step`, which may be one past the last."""
+        at = self.cycle.at(min(step, self.cycle.total_steps - 1))
+        return self._lr_schedule(at.count(self._lr_clock), self.cycle.total(self._lr_clock))
 
-    def on_validation_epoch_start(self) -> None:
-        self.scores = Scores(self.networks, self.scored, self.device)
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning asks before each optimiser step."""
+        members = self.cycle.at(self.global_step).phase.members
+        limits = [self._clip[task] for task in members if task in self._clip]
+        if limits:
+            gradient_clip_val, gradient_clip_algorithm = min(limits), "norm"
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_test_epoch_start(self) -> None:
-        self.scores = Scores(self.networks, self.scored, self.device)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
-        return self.evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.scores.compute("val"))
-        self._measure_doubt()
-        if self.calibrating:
-            self.scores.calibrate()
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.scores.compute("test"))
-        self._measure_doubt()
-
-    def _measure_doubt(self) -> None:
-        self.intervals = self.scores.intervals(self.draws) if self.draws else {}
-
-    def evaluate(self, batch: Batch) -> dict[str, Prediction]:
-        """Scores student and teacher on a batch; returns their predictions, by name."""
-        predictions: dict[str, Prediction] = {}
-        if not batch.keys:  # all of its samples were skipped
-            return predictions
-        for who in self.scored:
-            predictions[who] = self.networks[who].predict(batch.task, batch.images)
-            self.scores.update(who, batch, predictions[who])
-        return predictions
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        return {"student": self.network, "teacher": self.teacher.network}
+    # -- what it is -------------------------------------------------------------------------
 
     @property
     def keys(self) -> list[str]:
@@ -263,7 +264,7 @@ class ArkModule(pl.LightningModule):
     def plan_record(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that resumes it. Plain data."""
         phases = [
-            f"{p.task} {p.state} {n}"
+            f"{p.name} {p.state} {n}{p.when}"
             for p, n in zip(self.cycle.phases, self.cycle.lengths, strict=True)
         ]
         return {"cycles": self.cycle.cycles, "phases": phases, "seed": self.seed}

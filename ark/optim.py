@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim import Optimizer
 
-from ark.types import ConfigError
+from ark.types import KINDS, ConfigError, TaskSpec
 
 
 def parameter_groups(
-    network: nn.Module, lr: float, lr_scale: Mapping[str, float], weight_decay: float
+    network: nn.Module,
+    lr: float,
+    lr_scale: Mapping[str, float],
+    weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups by part of the network and by decay.
+    """Groups by part of the network, by decay and, in the backbone, by layer.
 
     Args:
         lr: the rate of every part that `lr_scale` does not name.
         lr_scale: factors by module path, such as {"backbone": 0.1}; of nested paths the longest
             that fits a parameter counts.
         weight_decay: of matrices and kernels; vectors (biases, norms) are not decayed.
+        layer_decay: each layer of the backbone has this times the rate of the next one, the last
+            the backbone's (BEiT, arXiv 2106.08254; the layers are timm's).
 
     Raises:
-        ConfigError: a path of `lr_scale` names no module.
+        ConfigError: a path of `lr_scale` names no module, or layer_decay is not in (0, 1].
     """
     modules = dict(network.named_modules())
     if unknown := [path for path in lr_scale if path not in modules]:
         parts = [name for name, _ in network.named_children()]
         raise ConfigError(f"lr_scale: {unknown[0]!r} names no module; parts here: {parts}")
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    depth = _layer_scales(network, layer_decay)
+    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         part = max((p for p in lr_scale if name.startswith(f"{p}.")), key=len, default="")
-        decays = parameter.ndim > 1
+        decays, layer = parameter.ndim > 1, depth.get(id(parameter), 1.0)
         group = groups.setdefault(
-            (part, decays),
+            (part, decays, layer),
             {
                 "params": [],
-                "lr": lr * lr_scale.get(part, 1.0),
+                "lr": lr * lr_scale.get(part, 1.0) * layer,
                 "weight_decay": weight_decay if decays else 0.0,
-                "name": f"{part or 'rest'}{'' if decays else ' (no decay)'}",
+                "name": _name(part, decays, layer),
             },
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _layer_scales(network: nn.Module, decay: float) -> dict[int, float]:
+    """The factor of each of the backbone's parameters, by id."""
+    if not 0 < decay <= 1:
+        raise ConfigError(f"layer_decay: {decay}; expected a factor above 0, at most 1")
+    if decay == 1:
+        return {}
+    groups = param_groups_layer_decay(network.get_submodule("backbone.model"), layer_decay=decay)
+    return {id(p): float(group["lr_scale"]) for group in groups for p in group["params"]}
+
+
+def _name(part: str, decays: bool, layer: float) -> str:
+    deep = "" if layer == 1 else f" x {layer:.3g}"
+    return f"{part or 'rest'}{deep}{'' if decays else ' (no decay)'}"
+
+
+def clip_by_task(tasks: Sequence[TaskSpec], clip: Mapping[str, float]) -> dict[str, float]:
+    """Limits by task key; a key's own before that of its kind.
+
+    Raises:
+        ConfigError: a name is no task of the run and no kind, or a limit is not above 0.
+    """
+    known = [*KINDS, *(task.key for task in tasks)]
+    for name, limit in clip.items():
+        if name not in known or limit <= 0:
+            raise ConfigError(
+                f"model.clip: {name}: {limit}; expected a number above 0 for one of {known}"
+            )
+    limits = {task.key: clip.get(task.key, clip.get(task.kind)) for task in tasks}
+    return {key: limit for key, limit in limits.items() if limit is not None}
 
 
 def check_covered(network: nn.Module, optimizer: Optimizer) -> None:

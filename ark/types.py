@@ -93,8 +93,8 @@ class _Movable:
                 return fn(value)
             if isinstance(value, _Movable):
                 return value._map(fn)
-            if isinstance(value, list) and value and isinstance(value[0], Tensor):
-                return [fn(item) for item in value]
+            if isinstance(value, list):
+                return [visit(item) for item in value]
             return value
 
         mine = {f.name: visit(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
@@ -195,7 +195,10 @@ class Skipped:
 
 @dataclass
 class Batch(_Movable):
-    """Samples of ONE task of ONE dataset. Every rank holds the same task in the same step."""
+    """Samples of ONE task of ONE dataset. Every rank holds the same task in the same step.
+
+    A concurrent phase trains several: their batches follow in `others`.
+    """
 
     task: str  # TaskSpec.key
     keys: list[str]  # B sample keys, for pictures and reports
@@ -209,6 +212,13 @@ class Batch(_Movable):
     # it is left out, and where nothing is left over `keys` is empty and images, target say nothing.
     # in evaluation: B, whom each image shows; where a dataset does not say so, the sample's key
     patients: list[str] = field(default_factory=list)
+    # of a concurrent phase: the batches of its further tasks in the same step
+    others: list[Batch] = field(default_factory=list)
+
+    @property
+    def parts(self) -> list[Batch]:
+        """The batches of all tasks of the step, this one first."""
+        return [self, *self.others]
 
 
 @dataclass

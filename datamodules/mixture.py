@@ -11,9 +11,11 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from ark.checkpoint import check_same
-from ark.cycle import Cycle, CycleConfig, make_cycle
+from ark.cycle import Cycle
+from ark.planning import CycleConfig, keep_tasks, make_cycle
 from ark.ledger import Ledger
 from ark.types import Batch, ConfigError, TaskSpec
+from datamodules.augment import Augment, AugmentChange, check_teacher_view, choose_augments
 from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.loader import BatchLoader, FromStep, StepLoader
 from datamodules.order import Order
@@ -23,7 +25,6 @@ from datamodules.stream import EvalBatches, FirstBatches, OnBad, Share, TrainBat
 from datamodules.tars.shards import ShardReader
 from datamodules.tars.storage import CacheConfig
 from datamodules.task_data import TaskData
-from datamodules.transforms import Augment
 from datamodules.uncertain import Uncertain
 
 
@@ -32,7 +33,7 @@ class Mixture(pl.LightningDataModule):
 
     Args:
         datasets: what to train on; a recipe lists the datasets' YAML files.
-        cycle: the phases; see `ark.cycle.CycleConfig`.
+        cycle: the phases; see `ark.planning.CycleConfig`.
         only: task keys to keep; all if empty. Phases of other tasks are dropped.
         batch_size: samples of one optimiser step, over all ranks and accumulated batches.
         eval_batch_size: samples of one evaluation batch on one rank.
@@ -40,6 +41,11 @@ class Mixture(pl.LightningDataModule):
         workers: loader processes of each rank.
         seed: of the order of samples and of their augmentation.
         augment: how strongly training views vary.
+        augments: {task kind or task key: {field: value}}: where they vary otherwise than `augment`
+            says; a task's own goes before its kind's.
+        ten_crop: R / C, such as 1.143 for 256/224: the test split's images of classification tasks
+            are resized to R x R, and the probability is the mean over ten crops of C x C (see
+            `ark.crops`); 0: the whole image, once. Every test takes ten times as long.
         on_bad: what a damaged sample does: "error" stops the run and names shard, key and field;
             "skip" puts another sample in its place, counts it in the ledger and goes on.
         max_bad: with "skip": the share of a task's samples above which a run stops all the same.
@@ -59,6 +65,8 @@ class Mixture(pl.LightningDataModule):
         workers: int = 2,
         seed: int = 0,
         augment: Augment = Augment(),  # noqa: B008 - frozen
+        augments: dict[str, AugmentChange] | None = None,
+        ten_crop: float = 0.0,
         on_bad: OnBad = "error",
         max_bad: float = 0.01,
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
@@ -73,7 +81,13 @@ class Mixture(pl.LightningDataModule):
             if value < 1:
                 raise ConfigError(f"data.{name}: {value}; expected at least 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.image_size, self.workers, self.seed, self.augment = image_size, workers, seed, augment
+        if ten_crop and not 1 < ten_crop <= 8:
+            raise ConfigError(
+                f"data.ten_crop: {ten_crop}; expected R / C in (1, 8], such as 1.143 for 256/224, "
+                "or 0 for the whole image"
+            )
+        self.image_size, self.workers, self.seed = image_size, workers, seed
+        self.ten_crop = ten_crop
         self.on_bad, self.max_bad, self.cache = on_bad, max_bad, cache
         self._readers: dict[str, ShardReader] = {}
         self._specs: dict[str, TaskSpec] = {}
@@ -81,7 +95,11 @@ class Mixture(pl.LightningDataModule):
         for dataset in datasets:
             self._add(dataset)
         self._specs = choose_heads(self._specs, heads or {})
+        views = choose_augments(self._specs, augment, augments or {})
         self._keep(only or [], cycle)
+        self.augments = {key: views[key] for key in self._specs}
+        for key, spec in self._specs.items():
+            check_teacher_view(spec, views[key])
 
     def _add(self, dataset: DatasetConfig) -> None:
         if dataset.name in self._readers:
@@ -103,7 +121,7 @@ class Mixture(pl.LightningDataModule):
             raise ConfigError(f"only: unknown task {unknown[0]!r}; tasks: {list(self._specs)}")
         if only:
             self._specs = {key: self._specs[key] for key in self._specs if key in only}
-            cycle.phases = [p for p in cycle.phases if p.task in only]
+            cycle = keep_tasks(cycle, only)
         self._cycle_config = cycle
         for key in self._specs:
             for split in SPLITS:
@@ -166,9 +184,9 @@ class Mixture(pl.LightningDataModule):
         return {
             "batch_size": self.batch_size,
             "image_size": self.image_size,
-            "augment": asdict(self.augment),
             "samples": {key: self.data(key, "train").size for key in self._specs},
             "uncertain": {k: u.policies for k in self._specs if (u := self._uncertain[k])},
+            **{f"augment of {key}": asdict(views) for key, views in self.augments.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -195,7 +213,7 @@ class Mixture(pl.LightningDataModule):
             )
         data = {key: self.data(key, "train") for key in self._specs}
         batches = TrainBatches(
-            self.plan, data, share, self.seed, self.image_size, self.augment, self.on_bad
+            self.plan, data, share, self.seed, self.image_size, self.augments, self.on_bad
         )
         start = FromStep(lambda: trainer.global_step * share.accumulate, len(batches))
         return StepLoader(batches, self.workers, sampler=start)
@@ -216,6 +234,7 @@ class Mixture(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             self.on_bad,
+            self.ten_crop if split == "test" else 0,
         )
         return BatchLoader(batches, self.workers, shuffle=False)
 

@@ -6,8 +6,8 @@ boundary of two phases, and serve all datasets with one pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from datamodules.task_data import TaskData, read
 from datamodules.transforms import Augment, Transform
 
 OnBad = Literal["error", "skip"]
+CLASSIFICATION = ("multilabel", "multiclass", "ordinal")  # kinds that ten crops can be asked of
 _MOST_DRAWS = 100  # in search of a sample to take a bad one's place
 
 
@@ -57,7 +58,7 @@ class TrainBatches(Dataset[Batch | Failed]):
         share: Share,
         seed: int,
         image_size: int,
-        augment: Augment,
+        augment: Augment | Mapping[str, Augment],
         on_bad: OnBad = "error",
     ) -> None:
         self.cycle, self.tasks, self.share, self.seed = cycle, tasks, share, seed
@@ -67,7 +68,10 @@ class TrainBatches(Dataset[Batch | Failed]):
         }
         self.seeds = {key: seed_of("augment", seed, key) for key in tasks}
         self.transforms = {
-            key: Transform(data.spec.kind, image_size, augment) for key, data in tasks.items()
+            key: Transform(
+                data.spec.kind, image_size, augment if isinstance(augment, Augment) else augment[key]
+            )
+            for key, data in tasks.items()
         }
 
     def __len__(self) -> int:
@@ -75,39 +79,48 @@ class TrainBatches(Dataset[Batch | Failed]):
 
     def __getitem__(self, item: int) -> Batch | Failed:
         self._prefetch(item)
-        key, positions = self.at(item)
+        try:
+            first, *others = [self._batch(*place) for place in self.at(item)]
+        except ConfigError as error:
+            return Failed(str(error))
+        return replace(first, others=others)
+
+    def _batch(self, key: str, positions: range) -> Batch:
         shards, ordinals = self.orders[key].locate(positions)
         data = self.tasks[key]
         builder = BatchBuilder(self.transforms[key], len(positions), data.uncertain)
         # all are read before one is decoded: each stage's code stays in the processor's cache
         found = [read(data, *place) for place in zip(shards, ordinals, strict=True)]
-        try:
-            for position, sample in zip(positions, found, strict=True):
-                self._add(builder, key, position, sample)
-        except ConfigError as error:
-            return Failed(str(error))
+        for position, sample in zip(positions, found, strict=True):
+            self._add(builder, key, position, sample)
         return builder.batch(key, list(positions))
 
-    def at(self, item: int) -> tuple[str, range]:
-        """The task of micro-batch `item` and this rank's positions in its stream."""
+    def at(self, item: int) -> list[tuple[str, range]]:
+        """The tasks of micro-batch `item`, each with this rank's positions in its stream."""
         step, micro = divmod(item, self.share.accumulate)
         at = self.cycle.at(step)
-        positions = rank_positions(
-            at.task_step,
-            micro,
-            self.share.rank,
-            batch_size=self.share.batch_size,
-            accumulate=self.share.accumulate,
-            world=self.share.world,
-        )
-        return at.phase.task, positions
+        share = self.share
+        return [
+            (
+                task,
+                rank_positions(
+                    task_step,
+                    micro,
+                    share.rank,
+                    batch_size=share.batch_size,
+                    accumulate=share.accumulate,
+                    world=share.world,
+                ),
+            )
+            for task, task_step in zip(at.phase.members, at.task_steps, strict=True)
+        ]
 
     def _prefetch(self, item: int) -> None:
         for later in (item, item + AHEAD):
-            key, positions = self.at(min(later, len(self) - 1))
-            if (data := self.tasks[key]).reader.remote:
-                shards = np.unique(self.orders[key].locate(positions)[0])
-                self.prefetcher.want(data.reader, data.split, shards.tolist())
+            for key, positions in self.at(min(later, len(self) - 1)):
+                if (data := self.tasks[key]).reader.remote:
+                    shards = np.unique(self.orders[key].locate(positions)[0])
+                    self.prefetcher.want(data.reader, data.split, shards.tolist())
 
     def _add(
         self, builder: BatchBuilder, key: str, position: int, sample: Sample | BadSample
@@ -137,14 +150,21 @@ class PlainBatches(Dataset[Batch | Failed]):
 
     Args:
         plan: of each batch, its task and its samples by number.
+        ten_crop: R / C of images of classification tasks, which come R x R; 0: as all others.
     """
 
     def __init__(
-        self, plan: list[tuple[TaskData, Sequence[int]]], image_size: int, on_bad: OnBad
+        self,
+        plan: list[tuple[TaskData, Sequence[int]]],
+        image_size: int,
+        on_bad: OnBad,
+        ten_crop: float = 0,
     ) -> None:
         self.plan, self.on_bad, self.prefetcher = plan, on_bad, Prefetcher()
         specs = {data.spec.key: data.spec for data, _ in plan}
-        self.transforms = {k: Transform(s.kind, image_size, None) for k, s in specs.items()}
+        large = round(image_size * ten_crop) if ten_crop else image_size
+        sides = {k: large if s.kind in CLASSIFICATION else image_size for k, s in specs.items()}
+        self.transforms = {k: Transform(s.kind, sides[k], None) for k, s in specs.items()}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -178,6 +198,7 @@ class EvalBatches(PlainBatches):
         rank: int = 0,
         world: int = 1,
         on_bad: OnBad = "error",
+        ten_crop: float = 0,
     ) -> None:
         plan = [
             (data, numbers)
@@ -185,7 +206,7 @@ class EvalBatches(PlainBatches):
             for numbers in _cut(rank_share(data.size, rank, world), batch_size)
         ]
         # Lightning skips the whole evaluation on a rank without a batch, and the others wait for it
-        super().__init__(plan or [(tasks[0], range(0))], image_size, on_bad)
+        super().__init__(plan or [(tasks[0], range(0))], image_size, on_bad, ten_crop)
 
 
 class FirstBatches(PlainBatches):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ark.locks import Locks
+from ark.cycle import Phase
+from ark.locks import Locks, check_phase, locked_modules
 from ark.network import Network
+from ark.types import ConfigError
 from toys import SIZE, make_batch, make_task
 
 
@@ -63,3 +66,68 @@ def test_a_parameter_that_never_trains_stays_so() -> None:
     locks.apply([])
     assert not network[0].bias.requires_grad
     assert network[0].weight.requires_grad
+
+
+def tasks_with_one_decoder() -> list:
+    """Two segmentation tasks that share a decoder, and a classification task."""
+    masks = [make_task("segmentation", dataset) for dataset in ("a", "b")]
+    for task in masks:
+        task.head["init_args"] = {"shared": "masks"}
+    return [*masks, make_task("multilabel")]
+
+
+@pytest.mark.parametrize(
+    ("phase", "free"),
+    [
+        (Phase("a/segmentation", train=["head"]), {"heads.a/segmentation"}),
+        (
+            Phase("a/segmentation", train=["head", "shared.masks"]),
+            {"heads.a/segmentation", "shared.masks"},
+        ),
+        (
+            Phase("toy/multilabel", train=["head", "backbone.model.blocks.1"]),
+            {"heads.toy/multilabel", "backbone.model.blocks.1"},
+        ),
+        (
+            Phase(tasks=["a/segmentation", "b/segmentation"], train=["head"]),
+            {"heads.a/segmentation", "heads.b/segmentation"},
+        ),
+        (
+            Phase(tasks=["a/segmentation", "b/segmentation"], lock=["head", "backbone"]),
+            {"heads.toy/multilabel", "projector", "shared"},
+        ),
+        (
+            Phase("a/segmentation", lock=["backbone", "shared.masks"]),
+            {"heads", "projector"},
+        ),
+    ],
+    ids=lambda value: value.state if isinstance(value, Phase) else "",
+)
+def test_what_a_phase_leaves_free(phase: Phase, free: set[str]) -> None:
+    tasks = tasks_with_one_decoder()
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, {"width": 8}, tasks)
+    check_phase(network, phase)
+    Locks(network).apply(locked_modules(network, phase))
+    for name, parameter in network.named_parameters():
+        expected = any(name.startswith(f"{part}.") for part in free)
+        assert parameter.requires_grad == expected, name
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            expected = any(f"{name}.".startswith(f"{part}.") for part in free)
+            assert module.training == expected, name
+
+
+def test_a_phase_that_trains_nothing_its_task_uses_is_an_error() -> None:
+    network = Network({"name": "test_efficientnet", "image_size": SIZE}, {"width": 8},
+                      tasks_with_one_decoder())  # fmt: skip
+    with pytest.raises(ConfigError, match=r"of b/segmentation .* leaves nothing to train"):
+        check_phase(network, Phase("b/segmentation", train=["projector"]))
+    both = Phase(tasks=["toy/multilabel", "b/segmentation"], train=["projector"])
+    with pytest.raises(ConfigError, match="of b/segmentation"):
+        check_phase(network, both)
+
+
+def test_a_parameter_that_cannot_be_locked_alone_is_an_error() -> None:
+    network = Network({"name": "test_vit2", "image_size": SIZE}, None, [make_task("multilabel")])
+    with pytest.raises(ConfigError, match=r"backbone\.model\.\w+ lies beside these"):
+        check_phase(network, Phase("toy/multilabel", train=["head", "backbone.model.blocks"]))

@@ -68,7 +68,7 @@ def test_the_teacher_sees_its_own_view(kind: str) -> None:
 
 def test_under_a_full_lock_the_teacher_does_not_run(monkeypatch) -> None:
     module = make_module("multilabel", lock=["backbone"])
-    module.locks.apply(module.locked_parts("toy/multilabel", ["backbone"]))
+    module.locks.apply([module.network.backbone])
     monkeypatch.setattr(module, "teacher_targets", lambda *_: pytest.fail("it ran"))
     result = module.compute(make_batch("multilabel"), module.cycle.at(0))
     assert "consistency" not in result.numbers
@@ -84,7 +84,9 @@ def test_weight_zero_is_plain_supervised_training(monkeypatch) -> None:
     torch.testing.assert_close(numbers["loss"], sum(losses))
 
 
-@pytest.mark.parametrize(("when", "updates"), [("step", [0, 1, 2, 3]), ("phase", [1, 3])])
+@pytest.mark.parametrize(
+    ("when", "updates"), [("step", [0, 1, 2, 3]), ("phase", [1, 3]), ("cycle", [3])]
+)
 def test_the_teacher_moves_where_the_plan_says(when: str, updates: list[int], monkeypatch) -> None:
     module = make_module("multilabel", "multiclass", teacher_update=when)
     moved = []

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ark.network import Network
 from ark.optim import check_covered, parameter_groups
 from ark.types import ConfigError
+from toys import make_task
 
 
 def _network() -> nn.Module:
@@ -64,3 +66,24 @@ def test_frozen_parameters_belong_to_no_group() -> None:
     network["projector"].requires_grad_(False)
     groups = parameter_groups(network, 1.0, {}, 0.0)
     check_covered(network, torch.optim.SGD(groups))
+
+
+def test_layers_of_the_backbone_have_falling_rates() -> None:
+    network = Network(
+        {"name": "test_vit2", "image_size": 64}, {"width": 8}, [make_task("multilabel")]
+    )
+    groups = parameter_groups(network, 1.0, {"backbone": 0.1}, 0.05, layer_decay=0.5)
+    check_covered(network, torch.optim.AdamW(groups))
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    of = {name: rate[id(p)] for name, p in network.named_parameters()}
+    blocks = [of[f"backbone.model.blocks.{n}.attn.qkv.weight"] for n in range(2)]
+    assert blocks[0] == pytest.approx(blocks[1] / 2)
+    assert of["backbone.model.patch_embed.proj.weight"] == pytest.approx(blocks[0] / 2)
+    assert max(r for name, r in of.items() if name.startswith("backbone.")) == pytest.approx(0.1)
+    assert of["projector.weight"] == 1.0
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_a_layer_decay_out_of_range_is_an_error(decay: float) -> None:
+    with pytest.raises(ConfigError, match=r"layer_decay: .* at most 1"):
+        parameter_groups(_network(), 1.0, {}, 0.0, layer_decay=decay)

@@ -12,7 +12,8 @@ import torch
 from commands import DATASETS, TASKS, write_recipe
 from sources import ListSource
 
-from ark.cycle import Cycle, CycleConfig, Phase
+from ark.cycle import Cycle, Phase
+from ark.planning import CycleConfig
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.annotations import AnnotationSpec
 from datamodules.config import DatasetConfig, load_datasets

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from commands import ark, write_recipe
 
-from ark.cycle import CycleConfig, Phase
+from ark.cycle import Phase
+from ark.planning import CycleConfig
 from ark.types import ConfigError, TaskSpec
 from datamodules.config import load_datasets
 from datamodules.mixture import Mixture

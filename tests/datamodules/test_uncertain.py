@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sources import ListSource
 
-from ark.cycle import CycleConfig, Phase
+from ark.cycle import Phase
+from ark.planning import CycleConfig
 from ark.types import ConfigError, TaskSpec
 from datamodules.annotations import AnnotationSpec
 from datamodules.config import DatasetConfig, TaskConfig
