@@ -170,11 +170,11 @@ class ArkModule(Evaluation):
         if self.hierarchy.speaks_of(batch.task):
             losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
             task = task + losses["hierarchy"]
-        if (price := self.norm_penalty(batch.task)) is not None:
-            losses["norm_penalty"] = price
-            task = task + price
         weight = self.now(self.consistency, at)
         total = (1 - weight) * task
+        if (price := self.norm_penalty(batch.task)) is not None:
+            losses["norm_penalty"] = price
+            total = total + price
         student = head.consistency(features, output) if weight > 0 else {}
         if carries_gradient(student):
             agreement = consistency_loss(student, self.teacher_targets(batch, output))

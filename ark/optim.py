@@ -24,8 +24,9 @@ def parameter_groups(
 
     Args:
         lr: the rate of every part that `lr_scale` does not name.
-        lr_scale: factors by module path, such as {"backbone": 0.1}; of nested paths the longest
-            that fits a parameter counts.
+        lr_scale: factors by module path, such as {"backbone": 0.1}, or by task kind, which means
+            the own parts of all heads of that kind; of nested paths the longest that fits a
+            parameter counts.
         weight_decay: of matrices and kernels; vectors (biases, norms) are not decayed.
         layer_decay: each layer of the backbone has this times the rate of the next one, the last
             the backbone's (BEiT, arXiv 2106.08254; the layers are timm's).
@@ -33,10 +34,7 @@ def parameter_groups(
     Raises:
         ConfigError: a path of `lr_scale` names no module, or layer_decay is not in (0, 1].
     """
-    modules = dict(network.named_modules())
-    if unknown := [path for path in lr_scale if path not in modules]:
-        parts = [name for name, _ in network.named_children()]
-        raise ConfigError(f"lr_scale: {unknown[0]!r} names no module; parts here: {parts}")
+    lr_scale = _by_path(network, lr_scale)
     depth = _layer_scales(network, layer_decay)
     groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
@@ -55,6 +53,24 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _by_path(network: nn.Module, lr_scale: Mapping[str, float]) -> dict[str, float]:
+    modules, tasks = dict(network.named_modules()), getattr(network, "tasks", {})
+    found: dict[str, float] = {}
+    for name, factor in lr_scale.items():
+        heads = [f"heads.{key}" for key, task in tasks.items() if task.kind == name]
+        if name not in modules and not heads:
+            parts = [part for part, _ in network.named_children()]
+            kinds = sorted({task.kind for task in tasks.values()})
+            raise ConfigError(
+                f"lr_scale: {name!r} names no module; parts here: {parts}, kinds of heads: {kinds}"
+            )
+        for path in heads:
+            found.setdefault(path, factor)  # a head's own path goes before its kind
+        if name in modules:
+            found[name] = factor
+    return found
 
 
 def _layer_scales(network: nn.Module, decay: float) -> dict[int, float]:

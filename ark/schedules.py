@@ -109,3 +109,14 @@ class Ramp(Schedule):
         ramp = self.warmup * total
         share = 0.0 if begun < 0 else min(begun / ramp, 1.0) if ramp else 1.0
         return share * self.then(step, total)
+
+
+@dataclass(frozen=True)
+class FirstStep(Schedule):
+    """`value` in the very first step, afterwards what `then` says."""
+
+    value: float
+    then: Schedule
+
+    def __call__(self, step: int, total: int) -> float:
+        return self.then(step, total) if step else self.value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ark.head import Head
+from ark.head import Comparable, Head
 from ark.types import (
     ClassPrediction,
     ConfigError,
@@ -44,7 +44,8 @@ class ClassificationHead(Head):
         dropout: the probability, in [0, 1), of dropping an input of the last layer in training.
         classifier: "linear"; "mlp" (a hidden layer before it); "cosine" (no length counts).
         hidden: width of the hidden layer of "mlp"; None: that of the embedding.
-        loss: multilabel: "bce", "focal" or "asymmetric"; multiclass: "cross_entropy" or "focal";
+        loss: multilabel: "bce", "focal" or "asymmetric"; multiclass: "cross_entropy", "focal" or
+            "bce" (each class against the rest; probabilities are the softmax all the same);
             ordinal: "coral" or "corn", which also says what the logits mean. None: the first.
         loss_args: of the loss: focal {gamma: 2, alpha: 0.25}, of multiclass {gamma: 2}; asymmetric
             {gamma_neg: 4, gamma_pos: 0, clip: 0.05}.
@@ -58,6 +59,7 @@ class ClassificationHead(Head):
 
     kinds = frozenset({"multilabel", "multiclass", "ordinal"})
     reads = "embedding"
+    compared = ("embedding",)
     main_metric = "auroc"
 
     temperature: Tensor  # scalar; what logits are divided by to give probabilities
@@ -82,6 +84,7 @@ class ClassificationHead(Head):
         self.criterion = _criterion(task, loss, loss_args, class_weights, label_smoothing)
         fixed = {"multilabel": "sigmoid", "multiclass": "softmax"}
         self.link = fixed.get(task.kind, self.criterion.name)
+        self.exclusive = self.link == "softmax"
         self.start_samples = prototypes
         if task.kind == "ordinal":
             self.main_metric = "qwk"
@@ -108,9 +111,13 @@ class ClassificationHead(Head):
         """Probabilities (B, K) at the head's temperature."""
         return ClassPrediction(LINKS[self.link].probabilities(output.float() / self.temperature))
 
-    def consistency(self, features: Features, output: Tensor) -> dict[str, Tensor]:
-        """{"embedding": (B, D')}."""
-        return {"embedding": _embedding(features)}
+    def comparable(self) -> dict[str, Comparable]:
+        """Vectors of the image and logits; an ordinal task's K - 1 are one question each."""
+        return {
+            "pooled": lambda features, _: features.pooled,
+            "embedding": lambda features, _: features.embedding,
+            "logits": lambda _, output: output,
+        }
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """See `.metric.ClassMetric`; of its own task it takes the thresholds of now."""

@@ -67,6 +67,14 @@ def softmax_focal(
     return -(weights * shares * (1 - logs.exp()) ** gamma * logs).sum()
 
 
+def one_against_rest(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """A yes/no question for each class, as MICCAI's Ark asks of all tasks (spec ark.md, losses):
+    the mean of their binary cross-entropies. Sum over the images, each weighed by its class."""
+    classes = logits.shape[1]
+    answers = F.one_hot(labels, classes).to(logits.dtype) * (1 - smoothing) + smoothing / 2
+    return (bce(logits, answers).mean(dim=1) * weights[labels]).sum()
+
+
 def coral(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """arXiv 1901.07884, equation 5: the sum over "is it beyond class k?". (B, K - 1) -> losses
     (B, 1) and whether each counts."""
@@ -85,7 +93,7 @@ def corn(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tens
 # The first of each kind is what it has where nothing is said.
 LOSSES: dict[str, dict[str, Callable[..., Any]]] = {
     "multilabel": {"bce": bce, "focal": focal, "asymmetric": asymmetric},
-    "multiclass": {"cross_entropy": cross_entropy, "focal": softmax_focal},
+    "multiclass": {"cross_entropy": cross_entropy, "focal": softmax_focal, "bce": one_against_rest},
     "ordinal": {"coral": coral, "corn": corn},
 }
 
@@ -137,16 +145,17 @@ class ClassLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Target) -> Tensor:
         """A scalar; 0 with a gradient of zero where nothing is known or weighs anything."""
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least
+        weights = self.weights.to(logits.dtype)
         if isinstance(target, MultilabelTarget):
-            labels = target.labels.float() * (1 - self.smoothing) + self.smoothing / 2
-            return _mean(self.each(logits, labels), self.weights * target.known)
+            labels = target.labels.to(logits.dtype) * (1 - self.smoothing) + self.smoothing / 2
+            return _mean(self.each(logits, labels), weights * target.known)
         assert isinstance(target, MulticlassTarget)
-        of_image = self.weights[target.labels]
+        of_image = weights[target.labels]
         if self.name in LOSSES["ordinal"]:
             terms, counts = self.each(logits, target.labels, self.smoothing)
             return _mean(terms, counts * of_image[:, None])
-        total = self.each(logits, target.labels, self.weights, self.smoothing)
+        total = self.each(logits, target.labels, weights, self.smoothing)
         return total / _or_one(of_image.sum())
 
 

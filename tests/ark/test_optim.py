@@ -87,3 +87,15 @@ def test_layers_of_the_backbone_have_falling_rates() -> None:
 def test_a_layer_decay_out_of_range_is_an_error(decay: float) -> None:
     with pytest.raises(ConfigError, match=r"layer_decay: .* at most 1"):
         parameter_groups(_network(), 1.0, {}, 0.0, layer_decay=decay)
+
+
+def test_a_kind_is_the_rate_of_its_heads_and_a_path_goes_before_it() -> None:
+    tasks = [make_task("multilabel"), make_task("multilabel", "other"), make_task("multiclass")]
+    network = Network({"name": "test_efficientnet", "image_size": 64}, None, tasks)
+    scale = {"heads.other/multilabel": 0.5, "multilabel": 0.1}
+    for order in (scale, dict(reversed(scale.items()))):
+        groups = parameter_groups(network, 1.0, order, 0.0)
+        check_covered(network, torch.optim.SGD(groups))
+        rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+        found = [rate[id(head.linear.weight)] for head in network.heads_by_key().values()]
+        assert found == [0.1, 0.5, 1.0]

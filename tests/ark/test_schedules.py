@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ark.schedules import Constant, Cosine, CountedWarmup, Linear, Ramp, WarmupCosine
+from ark.schedules import Constant, Cosine, CountedWarmup, FirstStep, Linear, Ramp, WarmupCosine
 
 
 def test_constant_is_constant() -> None:
@@ -53,3 +53,8 @@ def test_a_ramp_waits_and_rises() -> None:
         [0, 0, 0, 0.25, 0.5, 0.5]
     )
     assert Ramp(Constant(0.5), warmup=0, delay=0.1)(10, 100) == 0.5
+
+
+def test_the_first_step_is_its_own() -> None:
+    found = [FirstStep(9.0, Linear(1.0, 0.0))(step, 4) for step in range(5)]
+    assert found == [9.0, 0.75, 0.5, 0.25, 0.0]
