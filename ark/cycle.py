@@ -240,4 +240,3 @@ class Cycle:
 
 
 _SHOWN = 40  # phases that `describe` lists
-

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytorch_lightning as pl
 
+from ark.crops import mean_of_ten_crops
 from ark.network import Network
 from ark.scores import WHO, Scores
 from ark.teacher import Teacher
@@ -53,9 +56,17 @@ class Evaluation(pl.LightningModule):
         if not batch.keys:  # all of its samples were skipped
             return predictions
         for who in self.scored:
-            predictions[who] = self.networks[who].predict(batch.task, batch.images)
+            predictions[who] = self._predict(self.networks[who], batch)
             self.scores.update(who, batch, predictions[who])
         return predictions
+
+    def _predict(self, network: Network, batch: Batch) -> Prediction:
+        """Of the images as they are, or of ten crops where they are larger than the network's
+        input: `data.ten_crop` asked for a margin."""
+        predict, size = partial(network.predict, batch.task), network.backbone.image_size
+        if batch.images.shape[-1] > size:
+            return mean_of_ten_crops(predict, batch.images, size)
+        return predict(batch.images)
 
     @property
     def networks(self) -> dict[str, Network]:

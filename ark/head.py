@@ -7,7 +7,7 @@ The core calls nothing else, so a new kind of head is one new file in `heads/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,9 @@ from ark.types import KINDS, ConfigError, FeatureInfo, Features, Prediction, Tar
 if TYPE_CHECKING:  # a published model must load without matplotlib and torchmetrics
     from matplotlib.axes import Axes
     from torchmetrics import Metric
+
+# features, output -> (B, C, ...), or of several levels a list of these; None: was not computed
+Comparable = Callable[[Features, Any], Tensor | list[Tensor] | None]
 
 
 class Head(nn.Module, ABC):
@@ -36,6 +39,10 @@ class Head(nn.Module, ABC):
             `features.regions`, or None.
         resolved_args: what a head read from files that its `init_args` name, as plain data: with
             these in their place another machine builds it without those files.
+        compared: names of `comparable` on which student and teacher are compared where the recipe
+            does not say otherwise: the papers' choice.
+        exclusive: whether the channels of the comparable "logits" exclude each other (a softmax
+            over them), or each says yes or no (a sigmoid each).
         main_metric: the key of `metrics().compute()` that tables and "best" checkpoints use;
             higher is better.
     """
@@ -45,6 +52,8 @@ class Head(nn.Module, ABC):
     start_samples: int = 0
     guide: str | None = None
     resolved_args: Mapping[str, Any] = MappingProxyType({})
+    compared: tuple[str, ...]
+    exclusive: bool = False
     main_metric: str
 
     def __init__(self, task: TaskSpec, features: FeatureInfo) -> None:
@@ -97,12 +106,48 @@ class Head(nn.Module, ABC):
         """Probabilities, boxes or masks, in the frame of the network's input."""
 
     @abstractmethod
-    def consistency(self, features: Features, output: Any) -> dict[str, Tensor]:
-        """Named tensors on which student and teacher are compared; equal shapes on both sides.
+    def comparable(self) -> dict[str, Comparable]:
+        """Everything on which student and teacher can be compared, by name, and how it is read
+        from features and output. Channels are axis 1, as in torch's losses: (B, C, ...).
+
+        Heads use the same names for the same things, and have those that exist for them:
+        "pooled": the backbone's vector after its final norm; "embedding": the projector's;
+        "backbone": the coarsest map; "pyramid": all maps; "tokens": a transformer's encoder, at the
+        places that the student selects; "decoder": what the last layers read; "logits": of the
+        classes, before sigmoid or softmax.
+        """
+
+    def consistency(
+        self, features: Features, output: Any, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The named tensors on which student and teacher are compared; equal shapes on both sides.
+
+        Only what is asked for is computed. A name with several tensors gives `pyramid/0`,
+        `pyramid/1`, ..., which share its weight (see `ark.consistency`).
 
         Ark compares the embedding; Foundation X half backbone, half decoder (spec
         `foundation_x.md`, Teacher). The mean over the names is the consistency loss.
+
+        Args:
+            names: of `comparable`; None: those in `compared`.
+
+        Raises:
+            ValueError: the features lack what a name reads.
         """
+        readers = self.comparable()
+        found: dict[str, Tensor] = {}
+        for name in self.compared if names is None else names:
+            value = readers[name](features, output)
+            if value is None:
+                raise ValueError(
+                    f"head of task {self.task.key}: the features have no {name!r}, which the "
+                    f"backbone computes for heads that read 'embedding', not {self.reads!r}"
+                )
+            if isinstance(value, Tensor):
+                found[name] = value
+            else:
+                found |= {f"{name}/{n}": level for n, level in enumerate(value)}
+        return found
 
     @abstractmethod
     def metrics(self, task: TaskSpec | None = None) -> Metric:

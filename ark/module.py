@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ark.checkpoint import check_same
-from ark.consistency import carries_gradient, consistency_loss
+from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
 from ark.evaluation import Evaluation
 from ark.hierarchy import Hierarchy
@@ -21,9 +21,10 @@ from ark.network import Network
 from ark.ontology import Ontology
 from ark.optim import check_covered, clip_by_task, parameter_groups
 from ark.penalty import NormPenalty
+from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task
 from ark.schedules import Constant, Schedule, WarmupCosine
-from ark.teacher import Teacher
-from ark.types import Batch, ConfigError, TaskSpec
+from ark.teacher import Teacher, by_length, steps_averaged
+from ark.types import Batch, ConfigError, Target, TaskSpec
 from ark.weights import load_initial
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -87,7 +88,13 @@ class ArkModule(Evaluation):
             `ark.ontology`); the report has a table by concept then.
         hierarchy: weight of a penalty where a class is more probable than a class of the same
             head that it implies; needs `ontology`.
+        momentum_by_length: the momentum is that of an update after the mean number of steps; after
+            more the teacher moves further, after fewer less (`ark.teacher.by_length`). Without it
+            the smallest dataset's pass moves it as far as the largest's.
         consistency: weight w of the consistency loss; the task's loss weighs 1 - w.
+        agreement: what student and teacher are compared on, and by which distance.
+        pseudo_labels: by task key or kind: labels that nobody gave are the teacher's, where it is
+            sure; none by default.
         seed: of everything random in the network (dropout, drop-path), by step.
     """
 
@@ -108,6 +115,9 @@ class ArkModule(Evaluation):
         momentum: Schedule = Constant(0.99),  # noqa: B008 - frozen
         teacher_update: Unit = "step",
         consistency: Schedule = Constant(0.5),  # noqa: B008 - frozen
+        agreement: Agreement = Agreement(),  # noqa: B008 - frozen
+        pseudo_labels: dict[str, PseudoLabels] | None = None,
+        momentum_by_length: bool = False,
         ontology: str | None = None,
         hierarchy: float = 0.0,
         seed: int = 0,
@@ -134,6 +144,9 @@ class ArkModule(Evaluation):
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
         self.ontology = Ontology.load(ontology) if ontology else None
         self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
+        self.agreement, self.momentum_by_length = agreement, momentum_by_length
+        agreement.check(self.network.heads_by_key().values())
+        self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
 
     # -- training ---------------------------------------------------------------------------
 
@@ -164,8 +177,9 @@ class ArkModule(Evaluation):
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""
         head = self.network.head(batch.task)
-        features, output = self.network.run(batch.task, batch.images, batch.target)
-        losses = head.loss(output, batch.target)
+        target = self.target_of(batch, at)
+        features, output = self.network.run(batch.task, batch.images, target)
+        losses = head.loss(output, target)
         task = torch.stack(list(losses.values())).sum()
         if self.hierarchy.speaks_of(batch.task):
             losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
@@ -175,9 +189,10 @@ class ArkModule(Evaluation):
         if (price := self.norm_penalty(batch.task)) is not None:
             losses["norm_penalty"] = price
             total = total + price
-        student = head.consistency(features, output) if weight > 0 else {}
+        names = self.agreement.names(head)
+        student = head.consistency(features, output, names) if weight > 0 else {}
         if carries_gradient(student):
-            agreement = consistency_loss(student, self.teacher_targets(batch, output))
+            agreement = self.agreement.loss(head, student, self.teacher_targets(batch, output))
             losses["consistency"] = agreement
             total = total + weight * agreement
         numbers = {name: value.detach() for name, value in losses.items()}
@@ -190,11 +205,20 @@ class ArkModule(Evaluation):
         Args:
             student: the student's output.
         """
-        if batch.teacher_images is None:
-            raise RuntimeError(f"a training batch of {batch.task} has no teacher view")
         network = self.teacher.network
-        features, output = network.run(batch.task, batch.teacher_images, like=student)
-        return network.head(batch.task).consistency(features, output)
+        head = network.head(batch.task)
+        features, output = network.run(batch.task, teacher_view(batch), like=student)
+        return head.consistency(features, output, self.agreement.names(head))
+
+    def target_of(self, batch: Batch, at: Position) -> Target:
+        """The batch's target, with what the teacher knows of labels that nobody gave."""
+        config = self.pseudo_labels.get(batch.task)
+        if config is None or not config.begun(at.step, self.cycle.total_steps):
+            return batch.target
+        if not lacking(batch.target):
+            return batch.target
+        prediction = self.teacher.network.predict(batch.task, teacher_view(batch))
+        return fill(batch.target, prediction, config)
 
     def now(self, schedule: Schedule, at: Position) -> float:
         """A schedule of the teacher: it counts the teacher's updates, so that one of Ark's is
@@ -204,7 +228,12 @@ class ArkModule(Evaluation):
     def update_teacher(self, finished: Position) -> None:
         """Called once after every optimiser step; moves the teacher where the plan says so."""
         if finished.ends(self.teacher_update):
-            self.teacher.update(self.network, self.now(self.momentum, finished))
+            momentum = self.now(self.momentum, finished)
+            if self.momentum_by_length:
+                steps = steps_averaged(self.cycle, finished, self.teacher_update)
+                mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
+                momentum = by_length(momentum, steps, mean)
+            self.teacher.update(self.network, momentum)
 
     def configure_optimizers(self) -> Any:
         defaults = self._optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
@@ -282,3 +311,10 @@ class ArkModule(Evaluation):
         check_same(theirs["architecture"], self.network.architecture)
         if self.trainer.state.fn == "fit":
             check_same(theirs["plan"], self.plan_record())
+
+
+def teacher_view(batch: Batch) -> Tensor:
+    """The images that the teacher sees."""
+    if batch.teacher_images is None:
+        raise RuntimeError(f"a training batch of {batch.task} has no teacher view")
+    return batch.teacher_images

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ark.cycle import Cycle, Position, Unit
 from ark.network import Network
 
 
@@ -35,3 +36,35 @@ class Teacher(nn.Module):
         )
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])
+
+
+def by_length(momentum: float, steps: int, mean_steps: float) -> float:
+    """momentum ** (steps / mean_steps): the momentum of an update that stands for `steps` steps,
+    where one that stands for `mean_steps` has `momentum`.
+
+    Where every update has the same momentum, a pass over 463 images moves the teacher as far as
+    one over 368,879 (spec ark.md, Faults). An update forgets by the factor of its momentum; with
+    this the factors of two phases multiply to that of one phase of their joint length, so that
+    equal numbers of steps weigh equally however they are cut into phases. Over the phases of a run
+    the momenta multiply to what they would without, as long as the schedule is constant.
+
+    Args:
+        momentum: in [0, 1].
+        steps: see `steps_averaged`.
+        mean_steps: of all updates of the run.
+    """
+    return momentum ** (steps / mean_steps)
+
+
+def steps_averaged(cycle: Cycle, at: Position, unit: Unit) -> int:
+    """How many steps the update at the end of `at` stands for: those since the update before.
+
+    Args:
+        at: a position that ends `unit`.
+    """
+    if unit == "step":
+        return 1
+    first = at.step - at.phase_step
+    while first > 0 and not (before := cycle.at(first - 1)).ends(unit):
+        first -= before.phase_steps
+    return at.step + 1 - first

@@ -203,7 +203,9 @@ class Batch(_Movable):
     task: str  # TaskSpec.key
     keys: list[str]  # B sample keys, for pictures and reports
     images: Tensor  # (B, 1 or 3, H, W) uint8 0..255: the student's view; 1 where all are gray
-    teacher_images: Tensor | None  # the teacher's view, same shape and geometry; None in evaluation
+    # the teacher's view, of the same shape, and of the same geometry unless the recipe shows it the
+    # whole image; None in evaluation
+    teacher_images: Tensor | None
     target: Target
     positions: list[int] = field(default_factory=list)  # that this batch answers for, see Skipped
     seeds: list[int] = field(default_factory=list)  # of the samples' augmentation

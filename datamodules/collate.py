@@ -54,7 +54,7 @@ class BatchBuilder:
         if isinstance(sample, BadSample):
             raise sample
         patient = None if self.transform.training else reader.patient(sample)
-        image = reader.decode(sample, self.transform.size)
+        image = reader.decode(sample, self.transform.reads)
         room = self._student.room()
         view = self.transform(image, sample.annotation, seed, sample.size, room)
         if view.teacher is not None and self.transform.two_views:

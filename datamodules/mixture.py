@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from ark.checkpoint import check_same
 from ark.cycle import Cycle
-from ark.planning import CycleConfig, keep_tasks, make_cycle
 from ark.ledger import Ledger
+from ark.planning import CycleConfig, keep_tasks, make_cycle
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.augment import Augment, AugmentChange, check_teacher_view, choose_augments
 from datamodules.config import DatasetConfig, prepare, task_specs

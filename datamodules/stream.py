@@ -49,7 +49,11 @@ class Failed:
 
 
 class TrainBatches(Dataset[Batch | Failed]):
-    """Item m is micro-batch m of this rank: a pure function of the plan, the seed and m."""
+    """Item m is micro-batch m of this rank: a pure function of the plan, the seed and m.
+
+    Args:
+        augment: how views vary: of all tasks, or by task key.
+    """
 
     def __init__(
         self,
@@ -67,11 +71,9 @@ class TrainBatches(Dataset[Batch | Failed]):
             key: Order(data.lengths, seed, key, share.batch_size) for key, data in tasks.items()
         }
         self.seeds = {key: seed_of("augment", seed, key) for key in tasks}
+        views = dict.fromkeys(tasks, augment) if isinstance(augment, Augment) else augment
         self.transforms = {
-            key: Transform(
-                data.spec.kind, image_size, augment if isinstance(augment, Augment) else augment[key]
-            )
-            for key, data in tasks.items()
+            key: Transform(data.spec.kind, image_size, views[key]) for key, data in tasks.items()
         }
 
     def __len__(self) -> int:

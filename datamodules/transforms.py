@@ -1,7 +1,7 @@
 """From a decoded sample to what the network sees, with augmentation drawn from a seed.
 
-Shape letters: see `ark.types`. Every view is S x S pixels, the whole image resized without
-regard to its aspect ratio (as the papers do).
+Shape letters: see `ark.types`. Every view is S x S pixels: the whole image, or in training a part
+of it (`Augment.crop`), resized without regard to its aspect ratio (as the papers do).
 """
 
 from __future__ import annotations
@@ -20,29 +20,8 @@ import numpy as np
 from ark.seeds import seed_of
 from ark.types import Kind
 from datamodules.annotations import Boxes
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How strongly the training views vary. Zero switches a part off.
-
-    Args:
-        rotate: degrees, drawn from [-rotate, rotate].
-        shift: share of the side, drawn from [-shift, shift] for each axis.
-        scale: zoom, drawn from [1 - scale, 1 + scale].
-        brightness: student's view only: brightness and contrast, drawn from [-b, b].
-        gamma: student's view only: percent around 100.
-        flip: share of images mirrored left to right; 0 by default because left and right lung
-            are classes. Classes, boxes, masks and points keep their names: mirrored, the mask or
-            point of a right lung lies where a left lung would.
-    """
-
-    rotate: float = 10.0
-    shift: float = 0.05
-    scale: float = 0.1
-    brightness: float = 0.2
-    gamma: float = 20.0
-    flip: float = 0.0
+from datamodules.augment import Augment as Augment  # its views are made here
+from datamodules.crop import MIN_VISIBLE, WHOLE, Crop
 
 
 @dataclass
@@ -50,19 +29,23 @@ class View:
     """One sample as the network sees it; C = 1 for a gray image, 3 for RGB."""
 
     student: np.ndarray  # (S, S, C) uint8
-    teacher: np.ndarray | None  # (S, S, C) uint8: same geometry without the change of brightness
-    annotation: Any  # as in Sample.annotation, in pixels of the views
+    teacher: np.ndarray | None  # (S, S, C) uint8: see `Augment.teacher_view`
+    annotation: Any  # as in Sample.annotation, in pixels of the student's view
 
 
 class Transform:
-    """Resizes and, in training, augments; the student's and the teacher's view share geometry."""
+    """Resizes and, in training, crops and augments; None in place of `augment` only resizes."""
 
     def __init__(self, kind: Kind, size: int, augment: Augment | None) -> None:
         self.kind, self.size = kind, size
         self.training = augment is not None
-        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], min_visibility=0.1)
+        boxes = A.BboxParams("pascal_voc", label_fields=["labels"], min_visibility=MIN_VISIBLE)
         points = A.KeypointParams("xy", remove_invisible=False)  # K stay K
-        self._geometric = self._photometric = None
+        self._crop = self._geometric = self._photometric = None
+        self._teacher_view = "same" if augment is None else augment.teacher_view
+        self._before = 0 if augment is None else round(size * augment.resize)  # R
+        if augment is not None and augment.cropped:
+            self._crop = A.RandomResizedCrop((size, size), scale=augment.crop)
         if augment is not None and (steps := _geometric(augment)):
             self._geometric = A.Compose(
                 steps,
@@ -75,7 +58,14 @@ class Transform:
     @property
     def two_views(self) -> bool:
         """Whether the teacher's view may differ from the student's."""
-        return self._photometric is not None
+        moved = self._crop is not None or self._geometric is not None
+        differs = self._photometric is not None or (self._teacher_view == "whole" and moved)
+        return differs and self._teacher_view != "same"
+
+    @property
+    def reads(self) -> int:
+        """Pixels of a side that a decoded image should have at least."""
+        return self._before or self.size
 
     def __call__(
         self,
@@ -94,30 +84,35 @@ class Transform:
             out: (S, S) uint8 that a gray image may be resized into; the student's view then
                 shares its memory, unless augmentation moves it on.
         """
-        plain = _resize(image, self.size, out)
-        annotation = self._resize_annotation(annotation, stored)
+        part, crop = self._cropped(image, seed)
+        resized = plain = _resize(part, self.size, out)
+        annotation = crop.place(self.kind, annotation, stored, self.size)
         if self._geometric is not None:
-            self._geometric.set_random_seed(seed % 2**32)
+            _seed(self._geometric, seed)
             plain, annotation = self._move(plain, annotation)
         student = plain
         if self._photometric is not None:
-            self._photometric.set_random_seed(seed_of("photometric", seed) % 2**32)
+            _seed(self._photometric, seed_of("photometric", seed))
             student = self._photometric(image=plain)["image"]
-        return View(student, plain if self.training else None, annotation)
+        if not self.training:
+            return View(student, None, annotation)
+        if self._teacher_view == "whole":
+            whole = resized if self._crop is None else _resize(image, self.size, None)
+            return View(student, whole, annotation)
+        return View(student, plain if self._teacher_view == "geometry" else student, annotation)
 
-    def _resize_annotation(self, annotation: Any, stored: tuple[int, int]) -> Any:
-        """From pixels of the stored image to pixels of the view."""
-        if self.kind == "detection":
-            height, width = stored
-            scale = np.array([self.size / width, self.size / height] * 2, np.float32)
-            return annotation._replace(boxes=annotation.boxes * scale)
-        if self.kind == "segmentation":
-            resized = [_resize_mask(mask, self.size) for mask in annotation.masks]
-            return annotation._replace(masks=np.stack(resized))
-        if self.kind == "points":
-            height, width = stored
-            return annotation * np.array([self.size / width, self.size / height], np.float32)
-        return annotation
+    def _cropped(self, image: np.ndarray, seed: int) -> tuple[np.ndarray, Crop]:
+        """A drawn part of the image, and which."""
+        if self._crop is None:
+            return image, WHOLE
+        if self._before:
+            image = _resize(image, self._before, None)
+        height, width = image.shape[:2]
+        self._crop.set_random_seed(seed_of("crop", seed) % 2**32)
+        drawn = self._crop.get_params_dependent_on_data({"shape": image.shape}, {})
+        left, top, right, bottom = drawn["crop_coords"]
+        part = image[top:bottom, left:right]
+        return part, Crop(left / width, top / height, right / width, bottom / height)
 
     def _move(self, image: np.ndarray, annotation: Any) -> tuple[np.ndarray, Any]:
         """Carries image and annotation through the drawn geometry."""
@@ -159,21 +154,29 @@ def _resize(image: np.ndarray, size: int, out: np.ndarray | None) -> np.ndarray:
     return cv2.resize(image, (size, size), room, interpolation=method).reshape(size, size, -1)
 
 
-def _resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    # plain INTER_NEAREST would shift the masks by half a pixel against the image
-    return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+def _seed(steps: A.Compose, seed: int) -> None:
+    """albumentations starts every step from the same seed, and so they would draw alike: a flip
+    would tell how far the image was turned, the choice of one step how much it changes.
+
+    Brightness and gamma without `one_of` do draw alike, as they did in all runs so far.
+    """
+    steps.set_random_seed(seed % 2**32)
+    first = steps.transforms[0]
+    flips = [step for step in steps.transforms if isinstance(step, A.HorizontalFlip)]
+    for step in first.transforms if isinstance(first, A.OneOf) else flips:
+        step.set_random_seed(seed_of("apart", seed) % 2**32)
 
 
 def _geometric(augment: Augment) -> list[Any]:
     steps: list[Any] = []
-    if augment.rotate or augment.shift or augment.scale:
+    if augment.affine:
         steps.append(
             A.Affine(
                 rotate=(-augment.rotate, augment.rotate),
                 translate_percent=(-augment.shift, augment.shift),
                 scale=(1 - augment.scale, 1 + augment.scale),
                 rotate_method="ellipse",  # the box of a rotated box would be far too large
-                p=1.0,
+                p=augment.affine_p,
             )
         )
     if augment.flip:
@@ -188,4 +191,4 @@ def _photometric(augment: Augment) -> list[Any]:
         steps.append(A.RandomBrightnessContrast(limit, limit, p=0.5))
     if augment.gamma:
         steps.append(A.RandomGamma((100 - augment.gamma, 100 + augment.gamma), p=0.5))
-    return steps
+    return [A.OneOf(steps, p=augment.one_of)] if augment.one_of else steps

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ark.drawing import colour, show_image
-from ark.head import Head
+from ark.head import Comparable, Head
 from ark.types import FeatureInfo, Features, PointsPrediction, PointsTarget, TaskSpec
 from heads.weighted import WeightedMetric
 
@@ -18,6 +18,7 @@ class LandmarkHead(Head):
 
     kinds = frozenset({"points"})
     main_metric = "hits"
+    compared = ("points",)
 
     def __init__(self, task: TaskSpec, features: FeatureInfo) -> None:
         super().__init__(task, features)
@@ -43,8 +44,8 @@ class LandmarkHead(Head):
     def predict(self, output: Tensor) -> PointsPrediction:
         return PointsPrediction(output, torch.ones_like(output[..., 0]))
 
-    def consistency(self, features: Features, output: Tensor) -> dict[str, Tensor]:
-        return {"points": output / self.info.image_size}
+    def comparable(self) -> dict[str, Comparable]:
+        return {"points": lambda features, output: output / self.info.image_size}
 
     def metrics(self, task=None) -> WeightedMetric:
         return Hits()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ark.head import Comparable
 from heads.detection.annotated_classes import silence
 from heads.detection.families import Family, Maps, Scene
 
@@ -46,6 +47,8 @@ class Deformable(Family):
     """Deformable DETR. Its proposals only tell boxes from no boxes: they learn from every image
     of which some class is known."""
 
+    compared = ("decoder", "tokens")
+
     def forward(self, detector: Any, maps: Maps, scene: Scene, like: Any | None) -> DetrRaw:
         to_encoder, to_decoder = detector.pre_transformer(maps, scene.samples)
         encoded = detector.forward_encoder(**to_encoder)
@@ -76,16 +79,20 @@ class Deformable(Family):
 
     def predict(self, detector: Any, raw: DetrRaw, scene: Scene) -> list[Any]:
         return detector.bbox_head.predict_by_feat(
-            raw.scores[:, :, raw.noisy :],
+            _matching(raw),
             raw.boxes[:, :, raw.noisy :],
             batch_img_metas=scene.metas,
             rescale=False,
         )
 
-    def consistency(self, raw: DetrRaw) -> dict[str, Tensor]:
+    def comparable(self, detector: Any) -> dict[str, Comparable]:
         """Half the decoder's hidden states, half the encoder's tokens (spec foundation_x.md,
-        Teacher, L)."""
-        return {"decoder": raw.states, "encoder": raw.tokens}
+        Teacher, L), as (B, width, D, Q) and (B, width, Q or T); "logits": (B, C, D, Q)."""
+        return {
+            "decoder": lambda _, output: output.raw.states.permute(1, 3, 0, 2),
+            "tokens": lambda _, output: output.raw.tokens.transpose(1, 2),
+            "logits": lambda _, output: _matching(output.raw).permute(1, 3, 0, 2),
+        }
 
     def _propose(self, detector: Any, encoded: dict[str, Any], chosen: Tensor | None) -> Proposals:
         """Every token proposes a box; the best of them, or those `chosen`, become queries."""
@@ -144,6 +151,11 @@ class Dino(Deformable):
             places = torch.cat([noisy_places, places], dim=1)
         query = {"query": content, "reference_points": places.sigmoid(), "dn_mask": mask}
         return query, noise
+
+
+def _matching(raw: DetrRaw) -> Tensor:
+    """Class logits without those of the noisy queries."""
+    return raw.scores[:, :, raw.noisy :]
 
 
 def _at(tokens: Tensor, chosen: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ark.types import DetectionTarget
+from ark.head import Comparable
+from ark.types import DetectionTarget, Features
 from heads.detection.annotated_classes import (
     cannot_leave_out,
     silence_maps,
@@ -62,7 +63,13 @@ def make_scene(batch: int, size: tuple[int, int], target: DetectionTarget | None
 
 
 class Family(ABC):
-    """Runs the detectors of one kind."""
+    """Runs the detectors of one kind.
+
+    Class attributes:
+        compared: see `ark.head.Head.compared`.
+    """
+
+    compared: tuple[str, ...] = ("backbone", "decoder")
 
     @abstractmethod
     def forward(self, detector: Any, maps: Maps, scene: Scene, like: Any | None) -> Any:
@@ -80,9 +87,10 @@ class Family(ABC):
     def predict(self, detector: Any, raw: Any, scene: Scene) -> list[Any]:
         """B mmengine InstanceData with `bboxes`, `scores` and `labels`."""
 
-    def consistency(self, raw: Any) -> dict[str, Tensor] | None:
-        """What student and teacher are compared on; None: the neck's maps."""
-        return None
+    def comparable(self, detector: Any) -> dict[str, Comparable]:
+        """What `DetectionHead.comparable` offers beside the backbone's maps and the neck's cells,
+        or in their place."""
+        return {}
 
 
 class Dense(Family):
@@ -102,6 +110,22 @@ class Dense(Family):
 
     def predict(self, detector: Any, raw: Any, scene: Scene) -> list[Any]:
         return detector.bbox_head.predict_by_feat(*raw, batch_img_metas=scene.metas, rescale=False)
+
+    def comparable(self, detector: Any) -> dict[str, Comparable]:
+        """Of every anchor in every cell "logits": (B, C, anchors and cells of all levels). Not of
+        heads that give probabilities (TOOD) or have other anchors on each level (SSD)."""
+        head = detector.bbox_head
+        channels = getattr(head, "cls_out_channels", 0)
+        anchors = getattr(head, "num_base_priors", 1)
+        probabilities = getattr(getattr(head, "loss_cls", None), "activated", False)
+        if not channels or not isinstance(anchors, int) or probabilities:
+            return {}
+
+        def logits(features: Features, output: Any) -> Tensor:
+            levels = [level.unflatten(1, (anchors, channels)) for level in output.raw[0]]
+            return torch.cat([level.transpose(1, 2).flatten(2) for level in levels], dim=2)
+
+        return {"logits": logits}
 
 
 @dataclass
@@ -215,6 +239,13 @@ def family_of(detector: Any) -> Family:
     if _inherits(detector, TwoStageDetector, "loss", "predict") and detector.with_roi_head:
         return TwoStage()
     return Other()
+
+
+def says_yes_or_no(detector: Any) -> bool:
+    """Whether each class logit goes through a sigmoid of its own, as of most single-stage detectors
+    and transformers."""
+    loss = getattr(getattr(detector, "bbox_head", None), "loss_cls", None)
+    return getattr(loss, "use_sigmoid", True)
 
 
 def _inherits(module: Any, base: type, *methods: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ark.drawing import draw_boxes, show_image
-from ark.head import Head
+from ark.head import Comparable, Head
 from ark.types import (
     BoxPrediction,
     ConfigError,
@@ -107,7 +107,7 @@ class DetectionHead(TiedOnce, Head):
         from heads.detection.build import build_detector, build_neck, check_fit
         from heads.detection.config import PRESETS, plan_detector, set_postprocessing
         from heads.detection.detr_sharing import shared_offers
-        from heads.detection.families import family_of
+        from heads.detection.families import family_of, says_yes_or_no
         from heads.detection.files import load_config
 
         where = f"head of task {task.key!r}"
@@ -132,6 +132,8 @@ class DetectionHead(TiedOnce, Head):
         for offer in offers:
             self._borrow(*offer)
         self._family = family_of(self.detector)
+        self.compared = self._family.compared
+        self.exclusive = not says_yes_or_no(self.detector)
         check_fit(self.neck, self.detector, features, self.levels, where)
 
     def _borrow(self, name: str, recipe: Any, make: Any) -> None:
@@ -172,14 +174,15 @@ class DetectionHead(TiedOnce, Head):
             labels=[image.labels for image in kept],
         )
 
-    def consistency(self, features: Features, output: DetectionOutput) -> dict[str, Tensor]:
-        """Of transformers half the decoder's hidden states and half the encoder's tokens; of others
-        half the coarsest map and half all cells of the pyramid."""
-        own = self._family.consistency(output.raw)
-        if own is not None:
-            return own
-        cells = torch.cat([level.flatten(2) for level in output.maps], dim=2)
-        return {"backbone": features.maps[-1], "decoder": cells}
+    def comparable(self) -> dict[str, Comparable]:
+        """The backbone's maps, the neck's cells as "decoder", and what the detector's family adds:
+        see `heads.detection.families`."""
+        return {
+            "backbone": lambda features, _: features.maps[-1],
+            "pyramid": lambda features, _: features.maps,
+            "decoder": lambda _, output: _cells(output.maps),
+            **self._family.comparable(self.detector),
+        }
 
     def metrics(self, task: TaskSpec | None = None) -> BoxAP:
         """COCO's average precision and FROC: see `heads.detection.box_ap.BoxAP`."""
@@ -226,6 +229,11 @@ def _by_score(found: Any, threshold: float) -> Any:
     """mmdet's boxes of one image from the surest on, none below the threshold."""
     found = found[found.scores >= threshold]
     return found[found.scores.argsort(descending=True, stable=True)]
+
+
+def _cells(maps: tuple[Tensor, ...]) -> Tensor:
+    """(B, channels, cells of all levels)."""
+    return torch.cat([level.flatten(2) for level in maps], dim=2)
 
 
 def _total(term: Tensor | list[Tensor]) -> Tensor:

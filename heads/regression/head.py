@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ark.drawing import show_image
-from ark.head import Head
+from ark.head import Comparable, Head
 from ark.types import (
     ConfigError,
     FeatureInfo,
@@ -46,6 +46,7 @@ class RegressionHead(Head):
 
     kinds = frozenset({"values"})
     reads = "embedding"
+    compared = ("embedding",)
     main_metric = "r2"
 
     mean: Tensor  # (K,) of the labels, in the dataset's units
@@ -107,10 +108,13 @@ class RegressionHead(Head):
         """(B, K) in the dataset's units."""
         return ValuesPrediction(output.float() * self.spread + self.mean)
 
-    def consistency(self, features: Features, output: Tensor) -> dict[str, Tensor]:
-        """{"embedding": (B, D')}."""
-        assert features.embedding is not None
-        return {"embedding": features.embedding}
+    def comparable(self) -> dict[str, Comparable]:
+        """Vectors of the image, and "values": (B, K) in standard deviations."""
+        return {
+            "pooled": lambda features, _: features.pooled,
+            "embedding": lambda features, _: features.embedding,
+            "values": lambda _, output: output,
+        }
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """R2, mean absolute error, RMSE, correlation: see `.metric.ValuesMetric`."""

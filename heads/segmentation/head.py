@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ark.drawing import draw_masks, show_image
-from ark.head import Head
+from ark.head import Comparable, Head
 from ark.types import (
     ConfigError,
     FeatureInfo,
@@ -75,6 +75,7 @@ class SegmentationHead(Head):
     """
 
     kinds = frozenset({"segmentation"})
+    compared = ("backbone", "decoder")
     main_metric = "dice"
 
     def __init__(
@@ -139,11 +140,14 @@ class SegmentationHead(Head):
             return MaskPrediction(logits.softmax(dim=1)[:, 1:], exclusive=True)
         return MaskPrediction(logits.sigmoid())
 
-    def consistency(self, features: Features, output: SegmentationOutput) -> dict[str, Tensor]:
-        """The coarsest map and the decoder's output, each cell's vector of length 1."""
+    def comparable(self) -> dict[str, Comparable]:
+        """Of maps and of the decoder's output each cell's vector has length 1 (spec
+        foundation_x.md, Teacher, S)."""
         return {
-            "backbone": F.normalize(features.maps[-1], dim=1),
-            "decoder": F.normalize(output.decoded, dim=1),
+            "backbone": lambda features, _: F.normalize(features.maps[-1], dim=1),
+            "pyramid": lambda features, _: [F.normalize(level, dim=1) for level in features.maps],
+            "decoder": lambda _, output: F.normalize(output.decoded, dim=1),
+            "logits": lambda _, output: output.logits,
         }
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:

@@ -233,12 +233,19 @@ def test_a_batch_without_labels_gives_a_finite_loss_and_gradient(cls, kind, info
 @every_head
 def test_consistency_compares_equal_shapes_and_teaches_the_student(cls, kind, info):
     head, features, target = make_head(cls, kind, info), make_features(cls, info), truth(kind)
-    student = head.train().consistency(features, head(features, target))
+    if cls.reads == "embedding":
+        features.pooled = features.embedding.sin()  # so that both have one source
+    names = list(head.comparable())
+    assert set(head.compared) <= set(names)
+    student = head.train().consistency(features, output := head(features, target), names)
+    assert list(head.consistency(features, output)) == list(head.compared)
     twin = copy.deepcopy(head).eval()
     with torch.no_grad():
-        teacher = twin.consistency(features, twin(features))
+        teacher = twin.consistency(features, twin(features), names)
     assert {k: v.shape for k, v in student.items()} == {k: v.shape for k, v in teacher.items()}
+    assert {name.split("/")[0] for name in student} == set(names)
     for name, tensor in student.items():
+        assert len(tensor) == BATCH, name
         assert tensor.isfinite().all(), name
         gradients = torch.autograd.grad(
             tensor.square().mul(torch.rand_like(tensor)).sum(),

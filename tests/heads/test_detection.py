@@ -234,6 +234,18 @@ def test_every_tensor_is_saved_once(head, tmp_path):
     head.load_state_dict(load_file(tmp_path / "head.safetensors"))
 
 
+def test_a_softmax_over_classes_and_background_is_compared_as_one():
+    from heads.detection.presets import retinanet
+
+    config = retinanet((8, 16, 32, 64), channels=16, convs=1)
+    config["neck"]["in_channels"] = [8, 16, 24]
+    config["bbox_head"]["loss_cls"] = {"type": "CrossEntropyLoss", "use_sigmoid": False}
+    head, features = DetectionHead(TASK, INFO, config), random_features()
+    logits = head.consistency(features, head(features), ["logits"])["logits"]
+    assert head.exclusive
+    assert logits.shape[:2] == (2, len(TASK.classes) + 1)
+
+
 def test_tied_layers_stay_tied():
     head = make_head("deformable_detr, plain")
     branches = head.detector.bbox_head.cls_branches
@@ -255,6 +267,30 @@ def test_consistency_names_shapes_and_gradient(name):
     assert parts["decoder"].shape == (2, 16, cells)
     grads = torch.autograd.grad(parts["decoder"].square().mean(), list(head.neck.parameters()))
     assert all(g.abs().sum() > 0 for g in grads)
+
+
+@pytest.mark.parametrize("name", ARGS)
+def test_logits_to_compare_are_those_of_the_classes(name):
+    """Classes in axis 1; a transformer's best box scores as its highest logit says."""
+    head, features = make_head(name, score_threshold=0.0, max_boxes=300).eval(), random_features()
+    output = head(features)
+    if name.startswith("faster_rcnn"):
+        assert list(head.comparable()) == ["backbone", "pyramid", "decoder"]
+        return
+    logits = head.consistency(features, output, ["logits"])["logits"]
+    assert logits.shape[:2] == (2, len(head.task.classes))
+    assert not head.exclusive
+    if name in TRANSFORMERS:
+        best = logits[:, :, -1].flatten(1).max(dim=1).values.sigmoid()
+        found = torch.stack([scores[0] for scores in head.predict(output).scores])
+        torch.testing.assert_close(best, found)
+    else:
+        anchors, classes = head.detector.bbox_head.num_base_priors, len(head.task.classes)
+        last = output.raw[0][-1]  # (B, A * C, h, w), of each anchor all classes
+        for anchor in range(anchors):
+            cells = last[:, anchor * classes : (anchor + 1) * classes].flatten(2)
+            place = logits.shape[2] - (anchors - anchor) * cells.shape[2]
+            torch.testing.assert_close(logits[:, :, place : place + cells.shape[2]], cells)
 
 
 @pytest.mark.parametrize("name", ["atss", "dino", "faster_rcnn"])

@@ -245,11 +245,13 @@ def test_the_teacher_looks_where_the_student_looks(case):
     for task in net.tasks:
         features, output = net.run(task, IMAGES, TARGET)
         student = net.head(task).consistency(features, output)
+        logits = net.head(task).consistency(features, output, ["logits"])["logits"]
+        assert logits.shape == (2, len(CLASSES[task.split("/")[0]]), 2, 12)  # none of noisy queries
         alone = teacher.run(task, IMAGES)[1].raw
         theirs_features, theirs_output = teacher.run(task, IMAGES.flip(0), like=output)
         theirs = teacher.head(task).consistency(theirs_features, theirs_output)
-        assert list(student) == list(theirs) == ["decoder", "encoder"]
-        assert student["decoder"].shape == (2, 2, 12, 32)  # layers, images, no noisy queries
+        assert list(student) == list(theirs) == ["decoder", "tokens"]
+        assert student["decoder"].shape == (2, 32, 2, 12)  # images, width, layers, no noisy queries
         for name, tensor in student.items():
             assert theirs[name].shape == tensor.shape
             assert not theirs[name].requires_grad
@@ -261,7 +263,7 @@ def test_the_teacher_looks_where_the_student_looks(case):
             chosen = output.raw.proposals.chosen
             assert torch.equal(theirs_output.raw.proposals.chosen, chosen)
             assert not torch.equal(alone.proposals.chosen, chosen)  # it would have looked elsewhere
-            assert student["encoder"].shape == (2, 12, 32)
+            assert student["tokens"].shape == (2, 32, 12)
 
 
 def test_consistency_compares_the_same_queries_of_equal_networks():

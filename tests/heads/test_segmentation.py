@@ -70,8 +70,13 @@ def test_padding_keeps_cells_over_their_pixels(rounding):
 
 def test_consistency_vectors_have_length_one_in_every_cell():
     head, features = make_head(), make_features(CONVOLUTIONAL)
-    for tensor in head.consistency(features, head(features)).values():
+    names = ["backbone", "pyramid", "decoder"]
+    found = head.consistency(features, head(features), names)
+    levels = [f"pyramid/{n}" for n in range(5)]
+    assert list(found) == ["backbone", *levels, "decoder"]
+    for tensor in found.values():
         torch.testing.assert_close(tensor.norm(dim=1), torch.ones_like(tensor[:, 0]))
+    assert [found[name].shape[1] for name in levels] == list(CONVOLUTIONAL.channels)
 
 
 @pytest.mark.parametrize(
