@@ -12,6 +12,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   zeroshot        score datasets with heads that were trained on others
+  ablate          run variants of a recipe with the same steps and seeds; one table
   shards write    turn a dataset's source into tar shards with an index
   shards index    make the index of tars that exist, also of other tools'
   shards validate check every tar, image and annotation
@@ -43,6 +44,10 @@ def _run(command: str) -> None:
         from datamodules.commands import shards
 
         shards(sys.argv[2:])
+    elif command == "ablate":
+        from ark.ablation import ablate
+
+        ablate(sys.argv[2:])
     elif command in ("predict", "zeroshot"):
         from jsonargparse import auto_cli
 

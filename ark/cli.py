@@ -111,7 +111,7 @@ class ArkCLI(LightningCLI):
             kwargs["logger"] = loggers(run)
         if mine.get("val_check_interval") is None:
             micro = mine.get("accumulate_grad_batches") or 1
-            kwargs["val_check_interval"] = run.steps_between(plan) * micro
+            kwargs["val_check_interval"] = plan.total_steps * micro  # ark.run.Validation says when
             kwargs["check_val_every_n_epoch"] = None
         return super().instantiate_trainer(**kwargs)
 

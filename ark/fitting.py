@@ -7,7 +7,7 @@ import time
 
 import pytorch_lightning as pl
 
-from ark import report
+from ark import forgetting, report
 from ark.checkpoint import save_networks
 from ark.module import ArkModule
 from ark.run import LAST, RunConfig
@@ -32,6 +32,8 @@ def fit(
         start = _score(trainer, module, datamodule, ("student",))
         if trainer.is_global_zero:
             report.write_json(run.folder / report.START, start["student"])
+        if run.measures_forgetting:
+            _score(trainer, module, datamodule, WHO, "val")
     began = time.monotonic()
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)
     if not trainer.state.finished:
@@ -103,5 +105,9 @@ def _conclude(
     table = report.write_report(
         run.folder, run.name, columns, facts, heads, module.intervals, module.ontology
     )
+    if run.measures_forgetting:
+        lines = forgetting.conclude(run.folder, module.cycle, module.keys)
+        with (run.folder / report.REPORT).open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
     log.info("\n%s\n", table)
     log.info("report, pictures, checkpoints and the published model are in %s", run.folder)

@@ -6,17 +6,20 @@ import netrc
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ark.callbacks import CycleProgressBar, CycleRunner
-from ark.cycle import Cycle
+from ark.cycle import Cycle, Unit
+from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
@@ -36,8 +39,12 @@ class RunConfig:
         wandb: "auto" is online where a key is set and offline elsewhere.
         pictures: samples a task in the pictures at the end.
         bootstraps: draws of patients for the 95 % intervals of test scores; 0 leaves them out.
-        baseline: score the test split before training too, for the table at the end.
-        validate_every: cycles between validations.
+        baseline: score the test split before training too, for the table at the end; and the
+            validation split, where forgetting is measured.
+        validate: after what to validate: "cycle", "pass" (all phases of a task, one after the
+            other), "phase" or "step". All but "cycle" measure forgetting and transfer too (see
+            `ark.forgetting`).
+        validate_every: after every how many of them.
         checkpoint_every: steps between checkpoints; one cycle if not given.
         overwrite: start anew in a folder that holds another run's checkpoints.
         alone: instead of one run, train each task alone from the same start with the same steps,
@@ -50,14 +57,24 @@ class RunConfig:
     pictures: int = 6
     bootstraps: int = 1000
     baseline: bool = True
+    validate: Unit = "cycle"
     validate_every: int = 1
     checkpoint_every: int | None = None
     overwrite: bool = False
     alone: bool = False
 
-    def steps_between(self, cycle: Cycle) -> int:
-        """Optimiser steps from one validation to the next."""
-        return cycle.steps_per_cycle * self.validate_every
+    def validates(self, cycle: Cycle, done: int) -> bool:
+        """Whether the plan wants a validation when `done` optimiser steps are done."""
+        if done == 0:
+            return False
+        last = cycle.at(done - 1)
+        return (
+            last.ends(self.validate) and (last.count(self.validate) + 1) % self.validate_every == 0
+        )
+
+    @property
+    def measures_forgetting(self) -> bool:
+        return self.validate != "cycle"
 
     @property
     def folder(self) -> Path:
@@ -100,9 +117,56 @@ def clear_folder(run: RunConfig) -> None:
     """Makes the folder ready for a new run: what an earlier one wrote there goes."""
     for name in ("checkpoints", "logs", "model", "pictures"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in (START, RESULTS, INTERVALS, REPORT, WANDB_ID, LEDGER, SKIPPED):
+    written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, LEDGER, SKIPPED)
+    for name in (*written, MATRIX, NUMBERS, PICTURE):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
+
+
+class Validation(Callback):
+    """Validates where the plan says so, in place of Lightning's constant `val_check_interval`:
+    phases and cycles differ in length.
+
+    Lightning validates after micro-batches whose number `trainer.val_check_batch` divides; it is
+    set before Lightning asks. A run that was killed between the checkpoint of a step and its
+    validation does the validation when it goes on, which Lightning would take for done.
+    """
+
+    def __init__(self, run: RunConfig, cycle: Cycle) -> None:
+        self.run, self.cycle = run, cycle
+        self._done = 0  # optimiser steps
+        self._validated = 0  # of them at the last validation
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._done = trainer.global_step
+        trainer.val_check_batch = _NEVER
+        if self.run.validates(self.cycle, self._done) and self._validated < self._done:
+            # as Lightning's own training loop calls it
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *batch: Any
+    ) -> None:
+        stepped = trainer.global_step > self._done  # not while gradients still accumulate
+        self._done = trainer.global_step
+        due = stepped and self.run.validates(self.cycle, self._done)
+        trainer.val_check_batch = 1 if due else _NEVER
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._validated = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validated = state_dict["validated"]
+
+
+_NEVER = sys.maxsize
 
 
 def callbacks(
@@ -111,9 +175,22 @@ def callbacks(
     """What every run does beside its steps, less what `trainer`'s options switch off.
 
     Lightning calls checkpoints last: the teacher in a checkpoint has had its update.
+
+    Raises:
+        ConfigError: `trainer.val_check_interval` and `run.validate` both say when to validate.
     """
+    interval = trainer.get("val_check_interval")
+    if interval is not None and run.validate != "cycle":
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} and run.validate={run.validate}; drop one: "
+            "run.validate and run.validate_every follow the plan"
+        )
     found: list[Callback] = [CycleRunner(), ledger]
     found.append(Pictures(run.folder / "pictures", run.pictures))
+    if run.measures_forgetting:
+        found.append(Forgetting(run.folder))
+    if interval is None and not trainer.get("fast_dev_run"):
+        found.append(Validation(run, cycle))  # behind those who wait for one
     if trainer.get("enable_progress_bar") is not False:
         found.append(CycleProgressBar(refresh_rate=10))
     if trainer.get("logger") is not False:
@@ -121,17 +198,18 @@ def callbacks(
     if trainer.get("enable_checkpointing") is not False:
         every = run.checkpoint_every or cycle.steps_per_cycle
         found.append(_checkpoint(run, "best-{step}", monitor="val/score", mode="max"))
-        found.append(
-            _checkpoint(
-                run, Path(LAST).stem, every_n_train_steps=every, enable_version_counter=False
-            )
-        )
+        found.append(_checkpoint(run, Path(LAST).stem, every_n_train_steps=every))
     return found
 
 
 def _checkpoint(run: RunConfig, filename: str, **options: Any) -> ModelCheckpoint:
-    # metric names hold "/", which would make folders of file names
-    return ModelCheckpoint(run.checkpoints, filename, auto_insert_metric_name=False, **options)
+    return ModelCheckpoint(
+        run.checkpoints,
+        filename,
+        auto_insert_metric_name=False,  # metric names hold "/", which would make folders
+        enable_version_counter=False,  # a step that is done again writes the same file again
+        **options,
+    )
 
 
 def loggers(run: RunConfig) -> list[Logger]:
