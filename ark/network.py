@@ -139,7 +139,7 @@ class Network(nn.Module):
     def _check_guide(self, key: str, head: Head) -> None:
         guide = self._guide(key)
         if guide is not None and (guide not in self.tasks or self.tasks[guide].kind != "detection"):
-            found = [t.name for t in self.tasks.values() if t.kind == "detection"]
+            found = [t.key for t in self.tasks.values() if t.kind == "detection"]
             raise ConfigError(
                 f"head of task {key}: guide is {head.guide!r}; expected a detection task of "
                 f"the same dataset that this run trains too; the run has {found}"
