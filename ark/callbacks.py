@@ -63,7 +63,10 @@ class CycleRunner(Callback):
     ) -> None:
         assert isinstance(module, ArkModule)
         if trainer.global_step > self._finished:  # not while gradients still accumulate
-            module.update_teacher(module.cycle.at(trainer.global_step - 1))
+            finished = module.cycle.at(trainer.global_step - 1)
+            module.update_teacher(finished)
+            if finished.ends("cycle"):
+                module.balance.end_cycle()
             self._finished = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

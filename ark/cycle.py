@@ -90,6 +90,10 @@ class Position:
         """Steps that the task (the first of several) ran before this one, in all its phases."""
         return self.task_steps[0]
 
+    def steps_of(self, task: str) -> int:
+        """Steps that one of the phase's tasks ran before this one."""
+        return self.task_steps[self.phase.members.index(task)]
+
     @property
     def ends_phase(self) -> bool:
         return self.phase_step == self.phase_steps - 1

@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ark.agvm import AGVMConfig
+from ark.balance import BalanceFactory
 from ark.checkpoint import check_same
 from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
-from ark.evaluation import Evaluation
 from ark.hierarchy import Hierarchy
+from ark.joint import JointTraining
 from ark.locks import Locks, check_phase
 from ark.network import Network
 from ark.ontology import Ontology
@@ -23,6 +25,7 @@ from ark.optim import check_covered, clip_by_task, parameter_groups
 from ark.penalty import NormPenalty
 from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task
 from ark.schedules import Constant, Schedule, WarmupCosine
+from ark.surgery import Surgery
 from ark.teacher import Teacher, by_length, steps_averaged
 from ark.types import Batch, ConfigError, Target, TaskSpec
 from ark.weights import load_initial
@@ -62,7 +65,7 @@ class StepResult:
     numbers: dict[str, Tensor]  # detached, by the name they are logged under
 
 
-class ArkModule(Evaluation):
+class ArkModule(JointTraining):
     """Student, teacher and the cycle of phases.
 
     Args:
@@ -84,6 +87,11 @@ class ArkModule(Evaluation):
         momentum: of the teacher's moving average.
         teacher_update: after every "step", or at the end of every "phase", "pass" (all phases of a
             task, one after the other) or "cycle". `momentum` and `consistency` count in the same.
+        balance: weights of the tasks' losses: `ark.balance`'s Fixed, Uncertainty, GradNorm or
+            DynamicWeightAverage.
+        surgery: where several tasks train in one step, how their conflicts are mended:
+            `ark.surgery`'s PCGrad or CAGrad.
+        agvm: for large batches: the rate of each module scaled by the variance of its gradient.
         ontology: YAML that says which classes mean the same, and which imply which (see
             `ark.ontology`); the report has a table by concept then.
         hierarchy: weight of a penalty where a class is more probable than a class of the same
@@ -118,6 +126,9 @@ class ArkModule(Evaluation):
         agreement: Agreement = Agreement(),  # noqa: B008 - frozen
         pseudo_labels: dict[str, PseudoLabels] | None = None,
         momentum_by_length: bool = False,
+        balance: BalanceFactory | None = None,
+        surgery: Surgery | None = None,
+        agvm: AGVMConfig | None = None,
         ontology: str | None = None,
         hierarchy: float = 0.0,
         seed: int = 0,
@@ -144,6 +155,7 @@ class ArkModule(Evaluation):
         self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
         self.ontology = Ontology.load(ontology) if ontology else None
         self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
+        self.join(balance, surgery, agvm)
         self.agreement, self.momentum_by_length = agreement, momentum_by_length
         agreement.check(self.network.heads_by_key().values())
         self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
@@ -158,12 +170,14 @@ class ArkModule(Evaluation):
                 f"step {self.global_step} is of {at.phase.members}, but the loader gave batches of "
                 f"{found}: loader and cycle disagree"
             )
-        results = [self.compute(part, at) for part in batch.parts]
+        return self.joint_loss(batch, at, batch_idx)
+
+    def task_loss(self, batch: Batch, at: Position) -> Tensor:
+        result = self.compute(batch, at)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        for task, ran, result in zip(found, at.task_steps, results, strict=True):
-            if ran % every == 0:
-                self._log_numbers(task, result.numbers)
-        return torch.stack([result.total for result in results]).sum()
+        if at.steps_of(batch.task) % every == 0:
+            self._log_numbers(batch.task, result.numbers)
+        return result.total
 
     def _log_numbers(self, task: str, numbers: dict[str, Tensor]) -> None:
         """`train/<dataset>/<task>/<loss>`, at the steps of that task only.
@@ -244,8 +258,8 @@ class ArkModule(Evaluation):
             defaults.get("weight_decay", 0.0),
             self._layer_decay,
         )
-        optimizer = self._optimizer(groups)
-        check_covered(self.network, optimizer)
+        optimizer = self._optimizer(self.joint_groups(groups, defaults["lr"]))
+        check_covered(nn.ModuleDict({"network": self.network, "balance": self.balance}), optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},

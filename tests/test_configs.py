@@ -15,6 +15,9 @@ from datamodules.config import load_datasets
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted([CONFIGS / "quickstart.yaml", *CONFIGS.glob("recipes/*.yaml")])
+# of the papers' size: their public datasets are not here
+FULL = [path for path in RECIPES if (path.parent / f"{path.stem}_small.yaml").is_file()]
+SMALL = [path for path in RECIPES if path not in FULL]
 DATASETS = sorted(CONFIGS.glob("datasets/*.yaml"))
 
 
@@ -37,7 +40,7 @@ def test_a_datasets_file_is_named_as_the_dataset(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", SMALL, ids=lambda path: path.stem)
 def test_a_recipe_runs(recipe: Path, tmp_path: Path, monkeypatch, request) -> None:
     real = "phantom" not in recipe.read_text()
     if real:
@@ -49,13 +52,55 @@ def test_a_recipe_runs(recipe: Path, tmp_path: Path, monkeypatch, request) -> No
     options = ["--data.image_size=96", "--data.batch_size=2", "--data.workers=0"]
     options += ["--run.wandb=off", "--run.validate_every=1", "--trainer.limit_val_batches=2"]
     options += ["--trainer.limit_test_batches=20", "--trainer.enable_model_summary=false"]
-    # items given on the command line are merged into the file's: its `passes` must go
-    short = "[{lock: [backbone], steps: 1, passes: null}, {steps: 1, passes: null}]"
-    options += ["--cycle.cycles=1", f"--cycle.each={short}"]
+    # items given on the command line are merged into the file's: its own must go first
+    short = "[{lock: [backbone], steps: 1}, {steps: 1}]"
+    options += ["--cycle.cycles=1", "--cycle.each=[]", f"--cycle.each={short}"]
     ark("fit", "--config", recipe, *options)
     name = yaml.safe_load(recipe.read_text())["run"]["name"]
     results = json.loads((tmp_path / "runs" / name / "results.json").read_text())
-    tasks = [
-        f"{d.name}/{t.name}" for d in load_datasets(list(map(str, listed(recipe)))) for t in d.tasks
-    ]
-    assert list(results["student"]) == tasks
+    only = yaml.safe_load(recipe.read_text())["data"].get("only")
+    assert list(results["student"]) == (only or [key for key, _ in tasks_of(recipe)])
+
+
+def tasks_of(recipe: Path) -> list[tuple[str, str]]:
+    """(key, kind) of every task of the recipe's datasets, in their order."""
+    found = []
+    for dataset in load_datasets(list(map(str, listed(recipe)))):
+        annotations = dataset.source["init_args"].get("annotations", {})
+        for task in dataset.tasks:
+            kind = annotations.get(task.name, {}).get("kind", "")
+            found.append((f"{dataset.name}/{task.name}", kind))
+    return found
+
+
+@pytest.mark.parametrize("recipe", FULL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rates", [None, "ark_published", "ark_as_run"])
+def test_a_full_recipe_is_understood(recipe: Path, rates: str | None, capsys) -> None:
+    if rates and not recipe.stem.startswith("ark"):
+        pytest.skip("these are Ark's rates")
+    configs = [recipe, *([CONFIGS / "recipes" / "rates" / f"{rates}.yaml"] if rates else [])]
+    with pytest.raises(SystemExit) as done:
+        ark("fit", *(f"--config={path}" for path in configs), "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert done.value.code == 0
+    known = [key for key, _ in tasks_of(recipe)]
+    assert set(printed["data"]["only"] or known) <= set(known)
+    rate = printed["model"]["optimizer"]["init_args"]["lr"]
+    assert rate == {None: rate, "ark_published": 0.3, "ark_as_run": 0.01}[rates]
+
+
+@pytest.mark.parametrize("name", ["foundation_x", "foundation_x_plus"])
+def test_foundation_x_has_the_papers_twenty_tasks_in_their_order(name: str) -> None:
+    """Spec foundation_x.md, The cycle."""
+    table = {
+        "chexpert": "C", "nih14_full": "C", "vindr_cxr": "C", "shenzhen": "C", "mimic_cxr": "C",
+        "tbx11k": "CL", "node21": "CL", "candid_ptx": "CLS", "rsna_pneumonia": "CL",
+        "chestx_det": "CLS", "siim_acr": "CLS",
+    }  # fmt: skip
+    letters = {"multilabel": "C", "multiclass": "C", "detection": "L", "segmentation": "S"}
+    found: dict[str, str] = {}
+    for key, kind in tasks_of(CONFIGS / "recipes" / f"{name}.yaml"):
+        dataset = key.split("/")[0]
+        found[dataset] = found.get(dataset, "") + letters[kind]
+    assert list(found.items()) == list(table.items())
+    assert sum(map(len, found.values())) == 20

@@ -22,7 +22,7 @@ WRONG = {
         ["--cycle.each=[]", "--cycle.phases=[{task: nih/findings, steps: 1}]"],
         "'nih/findings' is not one of this run's tasks",
     ),
-    "no phase": (["--cycle.each=[]"], "either `phases` or `each`"),
+    "no phase": (["--cycle.each=[]"], "exactly one of `phases`, `each` and `mix`"),
     "unknown lock": (["--cycle.each=[{lock: [neck], steps: 1}]"], "'neck' names no module"),
     "unknown backbone": (["--model.backbone.name=resnet_18"], "did you mean resnet18"),
     "unknown weights": (["--model.backbone.weights=x.pth"], "'x.pth' is no file"),

@@ -1,0 +1,140 @@
+"""The half of the LightningModule that joins what tasks want of the shared weights.
+
+Weights of losses, gradient surgery where tasks step together, and rates scaled by the variance of
+gradients; each is off by default, and then a step is the plain sum of its losses.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ark.agvm import AGVM, AGVMConfig, halves, module_parameters
+from ark.balance import Balance, BalanceFactory, Fixed
+from ark.cycle import Cycle, Position
+from ark.evaluation import Evaluation
+from ark.surgery import Surgery
+from ark.types import Batch, ConfigError
+
+
+class JointTraining(Evaluation):
+    """From the losses of a step's tasks to one, and what is learned from its gradient."""
+
+    cycle: Cycle
+    balance: Balance
+
+    def join(
+        self, balance: BalanceFactory | None, surgery: Surgery | None, agvm: AGVMConfig | None
+    ) -> None:
+        """Called once, when the network is built."""
+        self.balance = (balance or Fixed)(list(self.network.tasks.values()))
+        if self.balance.layer is not None:
+            self._layer = _module(self.network, self.balance.layer)
+        self.surgery = surgery
+        named = module_parameters(self.network, agvm.modules) if agvm else {}
+        self.agvm = AGVM(agvm, named) if agvm else None
+        self.task_losses: dict[str, Tensor] = {}  # of a concurrent step, with their graphs
+        self._losses: dict[str, list[Tensor]] = {}  # of this optimiser step, by micro-batch
+        self._norms: dict[str, list[Tensor]] = {}
+        self._micro = 0
+
+    @abstractmethod
+    def task_loss(self, batch: Batch, at: Position) -> Tensor:
+        """What the batch's own task wants minimised."""
+
+    def on_fit_start(self) -> None:
+        accumulated = self.trainer.accumulate_grad_batches
+        if self.agvm is not None and accumulated > 1 and accumulated % 2:
+            raise ConfigError(
+                f"model.agvm compares two halves of a step, but trainer.accumulate_grad_batches is "
+                f"{accumulated}; make it even, or 1"
+            )
+
+    def joint_loss(self, batch: Batch, at: Position, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch with all its tasks."""
+        accumulated = self.trainer.accumulate_grad_batches
+        self._micro = batch_idx % accumulated
+        if self.agvm is None or not self.agvm.estimates(at.step) or accumulated > 1:
+            return self._joined(batch, at)
+        one, other = halves(batch)
+        first = self.agvm.first_half(self._joined(one, at) / 2, self.parameters(), self._mean)
+        return first + self._joined(other, at) / 2
+
+    def _joined(self, batch: Batch, at: Position) -> Tensor:
+        losses = {part.task: self.task_loss(part, at) for part in batch.parts}
+        weighed = {task: self.balance.weigh(task, loss) for task, loss in losses.items()}
+        for task, loss in losses.items():
+            self._losses.setdefault(task, []).append(loss.detach())
+        if len(weighed) == 1:
+            return weighed[batch.task]
+        self.task_losses = weighed
+        if self.balance.layer is not None:
+            self._measure(weighed)
+        if self.surgery is not None:
+            return self.surgery.combine(list(weighed.values()), self.parameters())
+        return torch.stack(list(weighed.values())).sum()
+
+    def _measure(self, losses: Mapping[str, Tensor]) -> None:
+        """Where tasks step together, each gradient in the layer takes a backward of its own."""
+        free = [p for p in self._layer.parameters() if p.requires_grad]
+        for task, loss in losses.items() if free else ():
+            found = torch.autograd.grad(loss, free, retain_graph=True, allow_unused=True)
+            norm = nn.utils.get_total_norm([g for g in found if g is not None])
+            self._norms.setdefault(task, []).append(norm)
+
+    def on_after_backward(self) -> None:
+        half = 2 * (self._micro + 1) == self.trainer.accumulate_grad_batches
+        if self.agvm is not None and half and self.agvm.estimates(self.global_step):
+            self.agvm.snapshot(self._mean)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The step's gradient is whole, and not clipped yet."""
+        if self.balance.observes:
+            self._observe()
+        self._losses, self._norms, self.task_losses = {}, {}, {}
+        if self.agvm is not None:
+            self.agvm.scale_rates(optimizer)
+
+    def _observe(self) -> None:
+        if self.balance.layer is not None and len(self._losses) == 1:
+            found = [p.grad for p in self._layer.parameters() if p.grad is not None]
+            if found:
+                (task,) = self._losses
+                self._norms = {task: [nn.utils.get_total_norm(found)]}
+        losses, norms = (
+            {task: self._mean(torch.stack(values).mean()) for task, values in seen.items()}
+            for seen in (self._losses, self._norms)
+        )
+        self.balance.observe(losses, norms)
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        if self.agvm is not None:
+            self.agvm.restore_rates()  # before the scheduler sets those of the next step
+
+    def joint_groups(self, groups: list[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
+        """Parameter groups of the network, with what the balance learns, and cut by module where
+        rates are scaled."""
+        if learned := list(self.balance.parameters()):
+            own = {"params": learned, "lr": rate, "weight_decay": 0.0, "name": "balance"}
+            groups = [*groups, own]
+        return self.agvm.split(groups) if self.agvm is not None else groups
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Over the ranks."""
+        return self.trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[return-value]
+
+
+def _module(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        parts = [name for name, _ in network.named_children()]
+        raise ConfigError(
+            f"model.balance: layer {path!r} names no module; parts here: {parts}"
+        ) from error
