@@ -29,7 +29,7 @@ from ark.seeds import seed_of
 from ark.types import Batch, MulticlassTarget
 
 BatchOf = Callable[[int], Batch]
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:torch.meshgrid")]
 
 
 # -- running the recipe -----------------------------------------------------------------------
