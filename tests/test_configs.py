@@ -62,6 +62,34 @@ def test_a_recipe_runs(recipe: Path, tmp_path: Path, monkeypatch, request) -> No
     assert list(results["student"]) == (only or [key for key, _ in tasks_of(recipe)])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [
+        ("ark_small", "xrays_labels"),
+        ("ark_plus_small", "xrays_labels"),
+        ("foundation_x_small", "xrays"),
+        ("foundation_x_plus_small", "xrays_guided"),
+    ],
+)
+def test_a_small_recipe_runs_on_real_xrays(
+    recipe: str, data: str, tmp_path: Path, monkeypatch, real_data: Path
+) -> None:
+    monkeypatch.setenv("ARK_DATA", str(real_data.resolve()))
+    monkeypatch.chdir(tmp_path)
+    folder = CONFIGS / "recipes"
+    overlay = folder / "data" / f"{data}.yaml"
+    write([str(path) for path in listed(overlay)])
+    options = ["--data.image_size=64", "--data.batch_size=2", "--data.workers=0"]
+    options += ["--cycle.cycles=1", "--cycle.each=[]", "--cycle.each=[{train: [head], steps: 1}]"]
+    options += ["--run.wandb=off", "--run.baseline=false", "--run.bootstraps=0", "--run.pictures=0"]
+    options += ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    ark("fit", "--config", folder / f"{recipe}.yaml", "--config", overlay, *options)
+    results = json.loads((tmp_path / "runs" / data / "results.json").read_text())
+    only = yaml.safe_load(overlay.read_text()).get("data", {}).get("only")
+    assert list(results["student"]) == (only or [key for key, _ in tasks_of(overlay)])
+
+
 def tasks_of(recipe: Path) -> list[tuple[str, str]]:
     """(key, kind) of every task of the recipe's datasets, in their order."""
     found = []
