@@ -2,5 +2,6 @@
 
 from datamodules.sources.base import SPLITS, Source, SourceSample
 from datamodules.sources.folder import FolderSource
+from datamodules.sources.release import ReleaseSource
 
 __all__ = ["SPLITS", "FolderSource", "Source", "SourceSample"]
