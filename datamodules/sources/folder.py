@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ark.types import ConfigError
-from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.imaging.images import Window, check_window, decode_image, image_size
-from datamodules.sources.base import SPLITS, Source, SourceSample
-from datamodules.sources.reader import ImageFile, Reader, fill
+from datamodules.imaging.images import Window, check_window
+from datamodules.sources.base import SPLITS
+from datamodules.sources.files import FileSource
+from datamodules.sources.reader import fill
 from datamodules.sources.readers import READERS
 from datamodules.sources.table import Table
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """Images in a folder, annotated by any mix of a CSV, COCO jsons, mask folders and label maps.
 
     Args:
@@ -35,8 +35,6 @@ class FolderSource(Source):
     Raises:
         ConfigError: anything missing or contradictory, before an image is read.
     """
-
-    location = ("root",)
 
     def __init__(
         self,
@@ -58,21 +56,7 @@ class FolderSource(Source):
         self.split_of = self._read_splits(splits)
         self.patient = patient
         self._check_patients()
-        self._readers = {name: self._reader(name, a) for name, a in annotations.items()}
-        if not self._readers:
-            raise ConfigError(f"source of {root!r}: `annotations` is empty; name at least one")
-
-    def annotations(self) -> dict[str, AnnotationSpec]:
-        return {name: reader.spec for name, reader in self._readers.items()}
-
-    def splits(self) -> dict[str, int]:
-        found = list(self.split_of.values())
-        return {split: found.count(split) for split in SPLITS if split in found}
-
-    def samples(self, split: str) -> Iterator[SourceSample]:
-        for name, its_split in self.split_of.items():
-            if its_split == split:
-                yield self._sample(name, split)
+        self._readers = self._make_readers(annotations, self.table, lambda kind, _: READERS[kind])
 
     def notes(self) -> list[str]:
         lines = []
@@ -82,39 +66,19 @@ class FolderSource(Source):
             lines += reader.notes(self.split_of)
         return lines
 
-    def _sample(self, name: str, split: str) -> SourceSample:
-        path = self.folder / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: the image cannot be read ({error.strerror}); the {split} split lists it"
-            ) from error
-        decode_image(data, str(path), window=self.window)
-        image = ImageFile(name, split, image_size(data, str(path)))
-        found = {annotation: reader.read(image) for annotation, reader in self._readers.items()}
-        return SourceSample(
-            key=re.sub(r"[^\w-]", "_", str(Path(name).with_suffix(""))),
-            image=data,
-            size=image.size,
-            annotations={a: f.value for a, f in found.items() if f.value is not None},
-            masks={a: f.masks for a, f in found.items() if f.masks},
-            patient=self._patient(name),
-        )
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _listed_by(self, split: str) -> str:
+        return f"the {split} split"
+
+    def _key(self, name: str) -> str:
+        return re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))
 
     def _patient(self, name: str) -> str | None:
         if self.patient is None or self.table is None:
             return None
         return self.table.value(name, self.patient) or None
-
-    def _reader(self, name: str, config: Mapping[str, Any]) -> Reader:
-        check_name(name, "name of a source annotation")
-        kind = config.get("kind")
-        if kind not in READERS:
-            raise ConfigError(
-                f"source annotation {name!r}: kind is {kind!r}; expected one of {sorted(READERS)}"
-            )
-        return READERS[kind](name, config, self.root, self.table)
 
     def _read_splits(self, splits: Mapping[str, str]) -> dict[str, str]:
         """Image name -> split, in the order of the lists or of the table."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ark.types import ConfigError
-from datamodules.annotations import AnnotationSpec, check_name
-from datamodules.imaging.images import Window, check_window, decode_image, image_size
-from datamodules.sources.base import SPLITS, Source, SourceSample
+from datamodules.imaging.images import Window, check_window
 from datamodules.sources.drawn_splits import split_images
+from datamodules.sources.files import FileSource
 from datamodules.sources.label_readers import multilabel_reader
 from datamodules.sources.metaimage import from_metaimage
-from datamodules.sources.reader import ImageFile, Reader
+from datamodules.sources.reader import Reader
 from datamodules.sources.readers import READERS
 from datamodules.sources.records import Records
 from datamodules.sources.regions import RegionBoxReader, RegionMaskReader
@@ -22,7 +21,7 @@ from datamodules.sources.regions import RegionBoxReader, RegionMaskReader
 _ENDING = re.compile(r"\.(png|jpe?g|webp|tiff?|dcm|dicom|mha)$", re.IGNORECASE)
 
 
-class ReleaseSource(Source):
+class ReleaseSource(FileSource):
     """Images and annotations that tables name: CSVs, lists, jsons and COCO jsons, joined to one.
 
     Args:
@@ -40,8 +39,6 @@ class ReleaseSource(Source):
     Raises:
         ConfigError: anything missing or contradictory, before an image is read.
     """
-
-    location = ("root",)
 
     def __init__(
         self,
@@ -66,21 +63,7 @@ class ReleaseSource(Source):
         if patient is not None:
             self.records.require(patient, "patient")
         self.split_of = split_images(self.records, splits, self._patients())
-        self._readers = {name: self._reader(name, a) for name, a in annotations.items()}
-        if not self._readers:
-            raise ConfigError(f"source of {root!r}: `annotations` is empty; name at least one")
-
-    def annotations(self) -> dict[str, AnnotationSpec]:
-        return {name: reader.spec for name, reader in self._readers.items()}
-
-    def splits(self) -> dict[str, int]:
-        found = list(self.split_of.values())
-        return {split: found.count(split) for split in SPLITS if split in found}
-
-    def samples(self, split: str) -> Iterator[SourceSample]:
-        for name, its_split in self.split_of.items():
-            if its_split == split:
-                yield self._sample(name, split)
+        self._readers = self._make_readers(annotations, self.records, _reader_class)
 
     def notes(self) -> list[str]:
         lines = list(self.records.notes)
@@ -90,27 +73,16 @@ class ReleaseSource(Source):
             lines += reader.notes(self.split_of)
         return list(dict.fromkeys(lines))
 
-    def _sample(self, name: str, split: str) -> SourceSample:
-        path = self.root / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: the image cannot be read ({error.strerror}); {self.records.path} lists it"
-            ) from error
+    def _path(self, name: str) -> Path:
+        return self.root / name
+
+    def _listed_by(self, split: str) -> str:
+        return str(self.records.path)
+
+    def _bytes(self, data: bytes, path: Path) -> bytes:
         if data.startswith((b"ObjectType", b"NDims")):
-            data = from_metaimage(data, str(path))
-        decode_image(data, str(path), window=self.window)
-        image = ImageFile(name, split, image_size(data, str(path)))
-        found = {annotation: reader.read(image) for annotation, reader in self._readers.items()}
-        return SourceSample(
-            key=self._key(name),
-            image=data,
-            size=image.size,
-            annotations={a: f.value for a, f in found.items() if f.value is not None},
-            masks={a: f.masks for a, f in found.items() if f.masks},
-            patient=self._patient(name),
-        )
+            return from_metaimage(data, str(path))
+        return data
 
     def _key(self, name: str) -> str:
         text = name if self.key is None else self.records.value(name, self.key)
@@ -134,17 +106,9 @@ class ReleaseSource(Source):
             )
         return {name: next(iter(p)) or name for name, p in found.items() if len(p) == 1}
 
-    def _reader(self, name: str, config: Mapping[str, Any]) -> Reader:
-        check_name(name, "name of a source annotation")
-        kind = config.get("kind")
-        if kind not in READERS:
-            raise ConfigError(
-                f"source annotation {name!r}: kind is {kind!r}; expected one of {sorted(READERS)}"
-            )
-        return self._reader_class(kind, config)(name, config, self.root, self.records)
 
-    def _reader_class(self, kind: str, config: Mapping[str, Any]) -> Callable[..., Reader]:
-        if kind == "multilabel":
-            return multilabel_reader
-        by_region = {"detection": RegionBoxReader, "segmentation": RegionMaskReader}
-        return by_region[kind] if kind in by_region and "region" in config else READERS[kind]
+def _reader_class(kind: str, config: Mapping[str, Any]) -> Callable[..., Reader]:
+    if kind == "multilabel":
+        return multilabel_reader
+    by_region = {"detection": RegionBoxReader, "segmentation": RegionMaskReader}
+    return by_region[kind] if kind in by_region and "region" in config else READERS[kind]
