@@ -99,6 +99,15 @@ class JointTraining(Evaluation):
         self._losses, self._norms, self.task_losses = {}, {}, {}
         if self.agvm is not None:
             self.agvm.scale_rates(optimizer)
+            if self.agvm.estimates(self.global_step):
+                self._log_agvm(self.agvm)
+
+    def _log_agvm(self, agvm: AGVM) -> None:
+        """`agvm/<module>/variance` and `/factor`, of the modules that moved."""
+        values = {f"agvm/{name}/variance": value for name, value in agvm.variances.items()}
+        values |= {f"agvm/{name}/factor": agvm.factors[name] for name in agvm.variances}
+        for logger in self.loggers if values else ():
+            logger.log_metrics(values, step=self.global_step)
 
     def _observe(self) -> None:
         if self.balance.layer is not None and len(self._losses) == 1:

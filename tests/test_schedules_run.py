@@ -100,3 +100,55 @@ def test_a_concurrent_step_is_the_sum_of_the_tasks_steps(tmp_path: Path) -> None
         assert together.abs().max() > 1e-5
         apart = one[name] + other[name] - 2 * start[name]
         torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-6)
+
+
+BALANCES = {
+    "gradnorm": {"class_path": "ark.balance.GradNorm", "init_args": {"layer": "backbone.model"}},
+    "uncertainty": {"class_path": "ark.balance.Uncertainty"},
+    "dwa": {"class_path": "ark.balance.DynamicWeightAverage"},
+}
+
+
+@pytest.mark.parametrize(
+    ("balance", "accumulate"), [("gradnorm", 2), ("uncertainty", 1), ("dwa", 1)]
+)
+def test_what_is_learned_of_gradients_is_resumed_too(
+    balance: str, accumulate: int, tmp_path: Path
+) -> None:
+    """Balance, surgery, AGVM, pseudo-labels and telemetry together, alone and concurrent."""
+    plan = {
+        "cycles": 3,
+        "phases": [{"tasks": [FINDINGS, DIAGNOSIS], "steps": 2}, {"task": FINDINGS, "steps": 1},
+                   {"task": DIAGNOSIS, "steps": 1}],
+    }  # fmt: skip
+    model = {
+        "backbone": {"name": "test_efficientnet"},
+        "balance": BALANCES[balance],
+        "surgery": {"class_path": "ark.surgery.CAGrad"},
+        "agvm": {"interval": 1, "warmup": 1},
+        "pseudo_labels": {"multilabel": {"low": 0.4, "high": 0.6}},
+    }
+    telemetry = {"class_path": "ark.telemetry.GradientTelemetry", "init_args": {"every": 1}}
+    recipe = write_recipe(
+        tmp_path, cycle=plan, model=model,
+        data={"image_size": 64, "batch_size": 4, "workers": 0, "only": [FINDINGS, DIAGNOSIS]},
+        trainer={"log_every_n_steps": 1, "accelerator": "cpu", "callbacks": [telemetry],
+                 "accumulate_grad_batches": accumulate},
+    )  # fmt: skip
+    fit = ["fit", "--config", recipe, *OPTIONS]
+    ark(*fit, "--run.name=whole")
+    ark(*fit, "--run.name=parts", "--trainer.max_steps=5", "--run.checkpoint_every=5")
+    ark(*fit, "--run.name=parts", "--ckpt_path=last")
+    whole, parts = (tmp_path / "runs" / name for name in ("whole", "parts"))
+    assert losses(parts) == losses(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(parts)[name]), name
+    table = pd.concat([pd.read_csv(path) for path in parts.glob("logs/version_*/metrics.csv")])
+    logged = pd.read_csv(whole / "logs/version_0/metrics.csv")
+    for column in (f"gradient/{FINDINGS}/norm", f"gradient/{FINDINGS}/cosine",
+                   "agvm/backbone/variance", f"agvm/heads.{FINDINGS}/factor"):  # fmt: skip
+        mine, theirs = (
+            t[["step", column]].dropna().sort_values("step").to_numpy() for t in (table, logged)
+        )
+        assert len(theirs) >= 5
+        assert mine.tolist() == theirs.tolist(), column
