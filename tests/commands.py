@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pandas as pd
+import torch
 import yaml
 
 from ark.__main__ import main
@@ -35,6 +36,7 @@ def ark_in_a_child(*args: object) -> None:
     of the trainer and outlive it.
     """
     multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)  # as in the process of the tests: another number rounds otherwise
     ark(*args)
 
 
