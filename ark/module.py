@@ -23,8 +23,9 @@ from ark.network import Network
 from ark.ontology import Ontology
 from ark.optim import check_covered, clip_by_task, parameter_groups
 from ark.penalty import NormPenalty
-from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task
+from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task, share_filled
 from ark.schedules import Constant, Schedule, WarmupCosine
+from ark.scores import check_metrics
 from ark.surgery import Surgery
 from ark.teacher import Teacher, by_length, steps_averaged
 from ark.types import Batch, ConfigError, Target, TaskSpec
@@ -144,6 +145,7 @@ class ArkModule(JointTraining):
         self.teacher = Teacher(self.network)
         self.cycle, self.seed = cycle, seed
         self.locks = Locks(self.network)
+        check_metrics(self.network)
         for phase in cycle.phases:
             check_phase(self.network, phase)
         # no default in the signature: jsonargparse would hand AdamW's weight decay on to an SGD
@@ -210,6 +212,8 @@ class ArkModule(JointTraining):
             losses["consistency"] = agreement
             total = total + weight * agreement
         numbers = {name: value.detach() for name, value in losses.items()}
+        if target is not batch.target:
+            numbers["pseudo_labels"] = share_filled(batch.target, target)
         return StepResult(total, {**numbers, "loss": total.detach()})
 
     @torch.no_grad()

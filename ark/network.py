@@ -60,6 +60,7 @@ class Network(nn.Module):
                 self.heads[task.key] = build(task.head, Head, where, task, info)  # type: ignore[type-abstract]
         for key, head in self.heads_by_key().items():
             self._check_guide(key, head)
+            head.main_metric = self.tasks[key].metric or head.main_metric
         self.architecture = {
             "backbone": dict(backbone),
             "projector": dict(projector) if projector else None,
@@ -69,7 +70,10 @@ class Network(nn.Module):
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Network:
         """The inverse of `self.architecture`; weights are random until they are loaded."""
-        tasks = [TaskSpec(**{**t, "classes": tuple(t["classes"])}) for t in architecture["tasks"]]
+        tasks = [
+            TaskSpec(**{**t, **{k: tuple(t.get(k, ())) for k in ("classes", "scored")}})
+            for t in architecture["tasks"]
+        ]
         return cls(architecture["backbone"], architecture["projector"], tasks)
 
     def head(self, key: str) -> Head:
@@ -191,7 +195,8 @@ def _portable(task: TaskSpec, head: Head) -> dict[str, Any]:
     config = dict(task.head)
     if head.resolved_args:
         config["init_args"] = {**(config.get("init_args") or {}), **head.resolved_args}
-    return {**asdict(task), "classes": list(task.classes), "head": config}
+    lists = {"classes": list(task.classes), "scored": list(task.scored)}
+    return {**asdict(task), **lists, "head": config}
 
 
 def _projector(inputs: int, width: int, hidden: bool = False) -> nn.Module:

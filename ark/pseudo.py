@@ -127,6 +127,12 @@ def fill(target: Target, prediction: Prediction, config: PseudoLabels) -> Target
     return _FILL[type(target)](target, prediction, config) if lacking(target) else target
 
 
+def share_filled(given: Target, filled: Target) -> Tensor:
+    """Scalar: the share of the labels that nobody gave of which the teacher was sure."""
+    missing, left = (target.known.logical_not().sum() for target in (given, filled))  # type: ignore[union-attr]
+    return (missing - left) / missing.clamp(min=1)
+
+
 def _fill_labels(
     target: MultilabelTarget, prediction: ClassPrediction, config: PseudoLabels
 ) -> MultilabelTarget:

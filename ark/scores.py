@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ark.network import Network
-from ark.types import Batch, Prediction
+from ark.types import Batch, ConfigError, Prediction
 
 WHO = ("student", "teacher")
 Intervals = dict[str, dict[str, tuple[float, float]]]  # task key -> metric -> (low, high)
@@ -18,6 +18,18 @@ Intervals = dict[str, dict[str, tuple[float, float]]]  # task key -> metric -> (
 def prefix(split: str, who: str) -> str:
     """What names of metrics begin with: `val` of the student, `val_teacher` of the teacher."""
     return split if who == "student" else f"{split}_{who}"
+
+
+def check_metrics(network: Network) -> None:
+    """Raises:
+    ConfigError: a task's main metric is none of its head's.
+    """
+    for key, head in network.heads_by_key().items():
+        if network.tasks[key].metric is None:
+            continue
+        known = list(head.metrics().compute())
+        if head.main_metric not in known:
+            raise ConfigError(f"task {key}: metric {head.main_metric!r}; expected one of {known}")
 
 
 class Scores:

@@ -31,7 +31,8 @@ class TaskSpec:
 
     `classes` is the only place that gives class names an order; heads, metrics, pictures and
     published files all read it. `head` is plain data, `{"class_path": ..., "init_args": {...}}`,
-    so that a checkpoint can carry it.
+    so that a checkpoint can carry it. `metric` is the main one in place of the head's, and `scored`
+    the classes over which a classification's means go (empty: all), as a benchmark may have it.
     """
 
     dataset: str
@@ -39,6 +40,8 @@ class TaskSpec:
     kind: Kind
     classes: tuple[str, ...]
     head: dict[str, Any] = field(default_factory=dict, hash=False)
+    metric: str | None = None
+    scored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value in (("dataset", self.dataset), ("task", self.name)):
@@ -53,6 +56,15 @@ class TaskSpec:
             raise ConfigError(
                 f"task {self.key}: classes {list(self.classes)}; expected at least one name, "
                 "each once"
+            )
+        self._check_scored()
+
+    def _check_scored(self) -> None:
+        if self.scored and self.kind not in ("multilabel", "multiclass", "ordinal"):
+            raise ConfigError(f"task {self.key}: scored is of classifications, not of {self.kind}")
+        if unknown := [name for name in self.scored if name not in self.classes]:
+            raise ConfigError(
+                f"task {self.key}: scored {unknown[0]!r} is no class; there are {self.classes}"
             )
 
     @property

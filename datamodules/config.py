@@ -32,11 +32,15 @@ class TaskConfig:
             instead, and goes before this one.
         uncertain: what a multilabel task's uncertain labels become in training: ignore, zeros,
             ones, smoothed_zeros, smoothed_ones, or {class: one of these, default: ...}.
+        metric: the main one of tables, best checkpoints and comparisons in place of the head's.
+        scored: the classes over which the means of a classification's metrics go; all if empty.
     """
 
     name: str
     head: dict[str, Any] = field(default_factory=dict)
     uncertain: str | dict[str, str] = "ignore"
+    metric: str | None = None
+    scored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -162,7 +166,15 @@ def _task_spec(dataset: DatasetConfig, task: TaskConfig, index: ShardIndex, spli
         which = "training sample" if split == "train" else f"sample of split {split!r}"
         raise ConfigError(f"{place}: no {which} carries it; remove the task or annotate some")
     spec = index.annotations[task.name]
-    return TaskSpec(dataset.name, task.name, spec.kind, spec.classes, dict(task.head))
+    return TaskSpec(
+        dataset.name,
+        task.name,
+        spec.kind,
+        spec.classes,
+        dict(task.head),
+        task.metric,
+        tuple(task.scored),
+    )
 
 
 def _check_source(dataset: DatasetConfig, index: ShardIndex) -> None:

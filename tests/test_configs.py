@@ -132,3 +132,12 @@ def test_foundation_x_has_the_papers_twenty_tasks_in_their_order(name: str) -> N
         found[dataset] = found.get(dataset, "") + letters[kind]
     assert list(found.items()) == list(table.items())
     assert sum(map(len, found.values())) == 20
+
+
+def test_version_106_trains_masks_in_three_stages() -> None:
+    folder = CONFIGS / "recipes"
+    phases = yaml.safe_load((folder / "locks" / "foundation_x_plus_v106.yaml").read_text())["cycle"]
+    plain = yaml.safe_load((folder / "foundation_x_plus.yaml").read_text())["cycle"]
+    first, decoder, last = phases["each"]
+    assert [first, last] == plain["each"]
+    assert decoder == {"kinds": ["segmentation"], "train": ["head", "shared.masks"], "passes": 0.5}

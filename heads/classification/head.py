@@ -124,8 +124,9 @@ class ClassificationHead(Head):
         from heads.classification.metric import ClassMetric
 
         if task is not None:
-            return ClassMetric(task.classes, task.kind)
-        return ClassMetric(self.task.classes, self.task.kind, self.thresholds.tolist())
+            return ClassMetric(task.classes, task.kind, scored=task.scored)
+        thresholds = self.thresholds.tolist()
+        return ClassMetric(self.task.classes, self.task.kind, thresholds, self.task.scored)
 
     def prototypes(self) -> ClassMeans:
         """What collects class means of what the last layer sees and then sets its weights."""

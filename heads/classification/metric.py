@@ -49,6 +49,7 @@ class ClassMetric(WeightedMetric):
     Args:
         kind: "multilabel", "multiclass" or "ordinal".
         thresholds: K probabilities from which a class of a multilabel task is chosen; None: 0.5.
+        scored: the classes over which the means of auroc, auprc and f1 go; all if empty.
     """
 
     probabilities: list[Tensor]
@@ -59,9 +60,11 @@ class ClassMetric(WeightedMetric):
         classes: Sequence[str],
         kind: str = "multilabel",
         thresholds: Sequence[float] | None = None,
+        scored: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.classes, self.kind = tuple(classes), kind
+        self.scored = [self.classes.index(name) for name in scored or classes]
         self.thresholds = [0.5] * len(self.classes) if thresholds is None else list(thresholds)
         for state in ("probabilities", "labels"):
             self.add_state(state, [], dist_reduce_fx="cat")
@@ -118,7 +121,7 @@ class ClassMetric(WeightedMetric):
             "auprc": areas[:, 1],
             "f1": np.where(present > 0, f1, np.nan),
         }
-        found = {name: _mean(values) for name, values in single.items()}
+        found = {name: _mean(values[self.scored]) for name, values in single.items()}
         if not brief:  # the bootstrap shifts it up: its interval need not hold the value itself
             found["ece"] = _share(np.abs(gap).sum(), pairs)
         if self.kind != "multilabel":

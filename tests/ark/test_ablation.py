@@ -13,8 +13,9 @@ import yaml
 from scipy import stats
 
 from ark import ablation
-from ark.ablation import Grid, Plan, Run, arguments, check_equal_steps
+from ark.ablation import Plan, Run, check_equal_steps
 from ark.comparison import describe, interval, rows
+from ark.grid import Grid, arguments
 from ark.types import ConfigError
 
 PLAN = Plan(12, {"x/a": "auroc", "x/b": "dice"}, alone=False, recipe="r")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task
+from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task, share_filled
 from ark.types import (
     BoxPrediction,
     ClassPrediction,
@@ -54,6 +54,8 @@ def test_a_sure_teacher_fills_labels_and_an_unsure_one_does_not(soft: bool) -> N
         found, MultilabelTarget(torch.tensor([expected]), torch.tensor([[True, True, True, False]]))
     )
     assert_equal(target, before)
+    assert float(share_filled(target, found)) == pytest.approx(2 / 3)
+    assert share_filled(found, found) == 0
 
 
 def test_probabilities_of_half_precision_and_of_nothing_fit_the_target() -> None:

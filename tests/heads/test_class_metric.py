@@ -75,6 +75,19 @@ def test_areas_and_f1_of_yes_no_labels_agree_with_scikit_learn(seed, ties):
     assert found["f1"] == pytest.approx(np.nanmean(f1))
 
 
+def test_means_go_over_the_classes_that_are_scored():
+    scores, labels, known = random_labels(0)
+    metrics = ClassMetric(CLASSES, scored=CLASSES[1:3]), ClassMetric(CLASSES)
+    for metric in metrics:
+        metric.update(ClassPrediction(scores), MultilabelTarget(labels, known))
+    part, whole = (metric.compute() for metric in metrics)
+    for name in ("auroc", "auprc", "f1"):
+        by_class = [float(whole[f"{name}/{c}"]) for c in CLASSES[1:3]]
+        assert float(part[name]) == pytest.approx(np.mean(by_class))
+        assert float(part[name]) != pytest.approx(float(whole[name]))
+    assert part["ece"] == whole["ece"]
+
+
 @pytest.mark.parametrize("kind", ["multiclass", "ordinal"])
 @pytest.mark.parametrize("ties", [0, 2, 4])
 @pytest.mark.parametrize("seed", range(4))
