@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ark import ranks
 from ark.agvm import AGVMConfig
 from ark.balance import BalanceFactory
 from ark.checkpoint import check_same
@@ -197,8 +198,9 @@ class ArkModule(JointTraining):
         features, output = self.network.run(batch.task, batch.images, target)
         losses = head.loss(output, target)
         task = torch.stack(list(losses.values())).sum()
+        share = ranks.share(len(batch.images), batch.images.device)
         if self.hierarchy.speaks_of(batch.task):
-            losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
+            losses["hierarchy"] = share * self.hierarchy(batch.task, head.predict(output))
             task = task + losses["hierarchy"]
         weight = self.now(self.consistency, at)
         total = (1 - weight) * task
@@ -208,7 +210,8 @@ class ArkModule(JointTraining):
         names = self.agreement.names(head)
         student = head.consistency(features, output, names) if weight > 0 else {}
         if carries_gradient(student):
-            agreement = self.agreement.loss(head, student, self.teacher_targets(batch, output))
+            teacher = self.teacher_targets(batch, output)
+            agreement = share * self.agreement.loss(head, student, teacher)
             losses["consistency"] = agreement
             total = total + weight * agreement
         numbers = {name: value.detach() for name, value in losses.items()}

@@ -21,8 +21,6 @@ TESTS = Path(__file__).parent
 def ark_on(ranks: int, *args: object, code: int = 0) -> str:
     """`ark ARGS` on `ranks` CPU processes; what it printed."""
     options = [f"--trainer.devices={ranks}", "--trainer.accelerator=cpu"]
-    if ranks > 1:
-        options.append("--trainer.strategy=ddp_find_unused_parameters_true")
     command = [sys.executable, "-m", "ark", *map(str, args), *options]
     done = subprocess.run(
         command,

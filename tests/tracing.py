@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from ark.types import Batch
@@ -72,3 +73,26 @@ def traced(folder: Path) -> dict[int, Samples]:
     return {
         step: [(key, seed) for _, key, seed in sorted(samples)] for step, samples in steps.items()
     }
+
+
+class Gradients(Callback):
+    """Writes down every optimiser step's gradient, before clipping, and the networks at the end.
+
+    Args:
+        folder: for a file a step and rank.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        parameters = module.network.named_parameters()
+        found = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+        self._write(trainer, f"step{trainer.global_step}", found)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, "end", module.state_dict())
+
+    def _write(self, trainer: pl.Trainer, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, self.folder / f"{name}_rank{trainer.global_rank}.pt")

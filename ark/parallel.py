@@ -1,0 +1,49 @@
+"""Data parallelism for a plan of phases: DDP over what trains now, and nothing else.
+
+DDP fixes at wrapping which gradients it sends. A phase has its own head and its own locks, so the
+module is wrapped anew when these change: 10 ms, and neither locked parameters nor the heads of
+other tasks are ever sent (measured against other ways: docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies.ddp import _sync_module_states
+from torch.nn.parallel import DistributedDataParallel
+
+
+class PhaseDDPStrategy(DDPStrategy):
+    """`trainer.strategy: ddp`, and what `auto` means on several devices.
+
+    Args:
+        kwargs: of Lightning's DDPStrategy and of torch's DistributedDataParallel.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # a rank whose images have no boxes uses fewer parameters than the others
+        kwargs = {"find_unused_parameters": True, **kwargs}
+        # weights are equal from the start; BatchNorm's statistics: `ark.ranks`
+        super().__init__(**kwargs, broadcast_buffers=False, init_sync=False)
+
+    def configure_ddp(self) -> None:
+        """Only makes all ranks start alike: nothing is known yet of the first phase."""
+        assert self.lightning_module is not None
+        _sync_module_states(self.lightning_module)
+
+    def enter_phase(self) -> None:
+        """Called when other parameters than before require gradients, between optimiser steps."""
+        assert self.lightning_module is not None
+        self.model = None  # the old wrapper lets go of its buckets before there are new ones
+        self.model = self._setup_model(self.lightning_module)
+        self._register_ddp_hooks()
+
+    @property
+    def wrapper(self) -> DistributedDataParallel | None:
+        return self.model if isinstance(self.model, DistributedDataParallel) else None
+
+
+StrategyRegistry.register(
+    "ddp", PhaseDDPStrategy, "DDP over what trains in each phase", override=True
+)
