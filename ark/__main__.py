@@ -22,7 +22,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
 
 def main() -> None:
     """Entry point of the console script. Exits with 2 and one line where the user erred."""
-    from ark.types import ConfigError
+    from ark.errors import ConfigError
 
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     try:
