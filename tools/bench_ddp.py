@@ -33,6 +33,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from tabulate import tabulate
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from ark.grid import arguments
 from ark.parallel import PhaseDDPStrategy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +130,8 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, list[list[float]
     """By phase the (seconds, bytes sent, ideal bytes) of its steps."""
     file = Path(options.out) / f"{way}.json"
     meter = {"class_path": "bench_ddp.Meter", "init_args": {"file": str(file)}}
-    arguments = {
+    given = {
+        "cycle.each": [{"lock": ["backbone"], "steps": options.steps}, {"steps": options.steps}],
         "data.batch_size": 8,
         "data.image_size": 128,
         "data.workers": 0,
@@ -147,11 +149,8 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, list[list[float]
         "trainer.devices": options.ranks,
         "trainer.strategy": {"class_path": f"bench_ddp.{WAYS[way]}"},
     }
-    each = f"[{{lock: [backbone], steps: {options.steps}}}, {{steps: {options.steps}}}]"
-    command = [sys.executable, "-c", "from ark.__main__ import main; main()", "fit"]
-    command += [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--cycle.each=[]"]
-    command += [f"--cycle.each={each}"]
-    command += [f"--{key}={json.dumps(value)}" for key, value in arguments.items()]
+    command = [sys.executable, "-m", "ark", "fit"]
+    command += [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", *arguments(given)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment)
     by_phase: dict[str, list[list[float]]] = defaultdict(list)
