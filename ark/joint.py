@@ -69,6 +69,8 @@ class JointTraining(Evaluation):
                 "trainer.precision 16-mixed: model.surgery and model.agvm take gradients of single "
                 "losses, which no scaler keeps from vanishing; use bf16-mixed"
             )
+        if self.surgery is not None and all(len(p.members) == 1 for p in self.cycle.phases):
+            log.warning("model.surgery: no phase trains several tasks at once; it does nothing")
         if isinstance(self.balance, DynamicWeightAverage) and self.cycle.cycles < 3:
             log.warning(
                 "model.balance: DynamicWeightAverage compares two finished cycles; in a plan of %d "
