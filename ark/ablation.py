@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonargparse
 import numpy as np
+from pytorch_lightning.cli import LightningArgumentParser
 
 from ark import report
 from ark.cli import ArkCLI
@@ -67,6 +68,9 @@ class _Planned(ArkCLI):
     def __init__(self, options: Sequence[str]) -> None:
         self._options = ["fit", *options]
         super().__init__()
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(**{"prog": "ark", **kwargs})  # its errors name `ark fit`
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         self.config = parser.parse_args(self._options)
@@ -134,12 +138,17 @@ class Run:
         last = self.folder / "checkpoints" / LAST
         return [*start, "--ckpt_path=last" if last.is_file() else "--run.overwrite=true"]
 
+    @property
+    def made_with(self) -> str | None:
+        """The digest of the run that the folder holds."""
+        path = self.folder / MADE_WITH
+        return path.read_text() if path.is_file() else None
+
     def check_folder(self) -> None:
         """Raises:
         ConfigError: the folder holds what another grid or recipe made.
         """
-        made_with = self.folder / MADE_WITH
-        known = made_with.read_text() if made_with.is_file() else None
+        known = self.made_with
         used = self.results.is_file() or any(self.folder.glob("checkpoints/*.ckpt"))
         if known != self.digest and (used or known is not None):
             raise ConfigError(
@@ -192,10 +201,19 @@ def execute(runs: Sequence[Run], jobs: int) -> list[Run]:
 
 def collect(runs: Sequence[Run]) -> Found:
     """The main metric of every task, its mean over the tasks (of runs in which all of them could
-    be measured), and the means of what `ark.forgetting` measured."""
+    be measured), and the means of what `ark.forgetting` measured.
+
+    What another recipe left in a run's folder is left out, and said; so is, without a word, a run
+    that has no results yet.
+    """
     found: Found = {}
     for run in runs:
         results = report.read_json(run.results)
+        if results and run.made_with != run.digest:
+            log.warning(
+                "ablate: the table lacks %s: %s is of another recipe", run.label, run.folder
+            )
+            continue
         lost = None if run.plan.alone else report.read_json(run.folder / NUMBERS)
         for who in WHO if results else ():
             column = results[f"alone {who}" if run.plan.alone else who]
@@ -225,22 +243,29 @@ def ablate(args: list[str]) -> None:
     options = parser.parse_args(args)
     path = Path(options.grid)
     grid = Grid.load(path)
-    seeds, variants = options.seeds or grid.seeds, list(grid.combined())
+    seeds = grid.seeds if options.seeds is None else options.seeds
+    variants = list(grid.combined())
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"ablate: seeds={seeds}; expected at least one, each once")
     if unknown := sorted(set(options.only or []) - set(variants)):
         raise ConfigError(f"ablate: no variant {unknown[0]!r}; the grid has {variants}")
     if options.jobs < 1:
         raise ConfigError(f"ablate: jobs={options.jobs}; expected at least 1")
-    runs = plan(grid, path, seeds)
-    chosen = [run for run in runs if run.variant in (options.only or variants)]
+    every = list(dict.fromkeys([*grid.seeds, *seeds]))  # the table keeps what is finished
+    runs = plan(grid, path, every)
+    chosen = [r for r in runs if r.seed in seeds and r.variant in (options.only or variants)]
     if options.dry_run:
         for run in chosen:
             done = "# finished: " if run.results.is_file() else ""
             print(f"{done}{shlex.join(run.command())}")
         return
     failed = execute(chosen, options.jobs)
-    made = rows(collect(runs), variants)
+    found = collect(runs)
+    ran = {seed for cell in found.values() for values in cell.values() for seed in values}
+    made = rows(found, variants)
+    shown = [seed for seed in every if seed in ran]
     folder = Path(grid.root) / grid.name
-    write(folder, made, describe(made, grid.name, grid.recipe, grid.seeds, variants))
+    write(folder, made, describe(made, grid.name, grid.recipe, shown, variants))
     if failed:
         log.error("ablate: %d runs failed: %s", len(failed), ", ".join(r.label for r in failed))
         sys.exit(1)

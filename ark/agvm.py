@@ -22,7 +22,7 @@ class AGVMConfig:
     """When and how far rates are scaled.
 
     Args:
-        interval: optimiser steps between estimates.
+        interval: steps of the same task between estimates.
         warmup: the first step that may have one.
         momentum: of the smoothed factor.
         low, high: limits of the ratio of variances, before its square root.
@@ -92,9 +92,12 @@ class AGVM(nn.Module):
                 found.setdefault((n, name), empty)["params"].append(p)
         return list(found.values())
 
-    def estimates(self, step: int) -> bool:
-        """Whether optimiser step `step` has an estimate."""
-        return step >= self.config.warmup and step % self.config.interval == 0
+    def estimates(self, step: int, task_step: int) -> bool:
+        """Whether optimiser step `step`, the `task_step`-th of its task (from 0), has an estimate.
+
+        Counted by the task's own: of all steps every n-th could always be the same task's.
+        """
+        return step >= self.config.warmup and task_step % self.config.interval == 0
 
     @torch.no_grad()
     def snapshot(

@@ -31,10 +31,12 @@ class Balance(nn.Module, ABC):
         layer: path of a module of the network; `observe` wants the norm of the gradient there.
             None: it wants none.
         observes: whether `observe` learns anything.
+        changes: whether weights change in training; then they are logged beside the losses.
     """
 
     layer: str | None = None
     observes: bool = True
+    changes: bool = True
 
     def __init__(self, tasks: Sequence[TaskSpec]) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class Fixed(Balance):
     """
 
     observes = False
+    changes = False
     weights: Tensor
 
     def __init__(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -123,8 +125,10 @@ class ArkCLI(LightningCLI):
                     "run.alone: trains one task after another in processes of its own; on several "
                     "ranks start a run a task with --data.only=[DATASET/TASK]"
                 )
-            alone.train_each(self.run, model.network, self._recipe())
+            cut = self.trainer.max_steps
+            alone.train_each(self.run, model.network, model.cycle, self._recipe(), cut)
             return
+        model.settings = self._settings()
         if self.trainer.is_global_zero:
             (self.run.folder / "config.yaml").write_text(self._recipe(name=self.run.name))
             log.info(model.summary(datamodule.describe()))
@@ -142,12 +146,36 @@ class ArkCLI(LightningCLI):
         draws = self.run.bootstraps
         fitting.score(self.trainer, self.model, self.datamodule, split, ckpt_path, draws)
 
+    def _settings(self) -> dict[str, Any]:
+        """What a run that goes on must share with its checkpoint, by key; the plan and the heads
+        are compared by `ArkModule` itself."""
+        recipe = yaml.safe_load(self._recipe())
+        told = {part: recipe[part] for part in ("model", "data")}
+        return {key: value for key, value in _flat(told) if not key.startswith(_MAY_CHANGE)}
+
     def _recipe(self, name: str = "") -> str:
         """The whole configuration as YAML, less what was true of one call only."""
         config = self.config[self.subcommand].clone()
         config.ckpt_path = None
         config.run.overwrite, config.run.alone, config.run.name = False, False, name
         return self._parser(self.subcommand).dump(config)
+
+
+# where things lie, how fast they are read, what is only reported or checked elsewhere
+_MAY_CHANGE = (
+    "data.cache", "data.cycle", "data.datasets", "data.eval_batch_size", "data.heads",
+    "data.max_bad", "data.metrics", "data.on_bad", "data.only", "data.ten_crop", "data.workers",
+    "model.backbone.weights", "model.ontology",
+)  # fmt: skip
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """{a: {b: 1}} -> ("a.b", 1); lists stay whole."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
 
 
 def _quieten() -> None:

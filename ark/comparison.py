@@ -34,18 +34,18 @@ def paired(mine: Mapping[int, float], first: Mapping[int, float]) -> list[float]
 
 
 def rows(found: Found, variants: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a cell and variant: mean and interval, and those of the difference to the first."""
+    """A row a cell and variant: mean and interval, and those of the difference to the first; and
+    of how many seeds both are."""
     made = []
     for (who, task, metric), cell in found.items():
         for variant in variants:
             mine = cell.get(variant, {})
             names = ("mean", "low", "high", "difference", "difference_low", "difference_high")
-            numbers = (
-                *interval(list(mine.values())),
-                *interval(paired(mine, cell.get(variants[0], {}))),
-            )
+            pairs = paired(mine, cell.get(variants[0], {}))
+            numbers = (*interval(list(mine.values())), *interval(pairs))
             row = {"who": who, "task": task, "metric": metric, "variant": variant, "n": len(mine)}
-            made.append(row | dict(zip(names, numbers, strict=True)))
+            row |= dict(zip(names, numbers, strict=True))
+            made.append(row | {"difference_n": len(pairs)})
     return made
 
 
@@ -56,12 +56,16 @@ def describe(
     seeds: Sequence[int],
     variants: Sequence[str],
 ) -> str:
-    """Markdown: for student and teacher the means, and the differences to the first variant."""
+    """Markdown: for student and teacher the means, and the differences to the first variant.
+
+    Args:
+        seeds: those of which there are results; a number that is of fewer says so.
+    """
     lines = [
         f"# Ablation {name}",
         "",
         f"{recipe}, test split, seeds {list(seeds)}: mean over the seeds and in brackets the "
-        "95 % t-interval of it. Differences are paired by seed.",
+        "95 % t-interval of it. Differences are paired by seed. What is of fewer seeds says n.",
     ]
     for who in WHO:
         mine = [row for row in made if row["who"] == who]
@@ -70,7 +74,7 @@ def describe(
             table = {(row["task"], row["metric"]): [row["task"], row["metric"]] for row in mine}
             for row in mine:
                 if row["variant"] in shown:
-                    table[row["task"], row["metric"]].append(_cell(row, number))
+                    table[row["task"], row["metric"]].append(_cell(row, number, len(seeds)))
             text = tabulate(
                 list(table.values()), ["task", "metric", *shown], "github", disable_numparse=True
             )
@@ -78,11 +82,12 @@ def describe(
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: Mapping[str, Any], number: str) -> str:
-    """`0.912 (0.884 to 0.937)`; of a difference with its sign."""
+def _cell(row: Mapping[str, Any], number: str, seeds: int) -> str:
+    """`0.912 (0.884 to 0.937)`; of a difference with its sign; of fewer than all seeds with n."""
     sign, prefix = ("+", "difference_") if number == "difference" else ("", "")
     if math.isnan(row[number]):
         return ""
     low, high = row[f"{prefix}low"], row[f"{prefix}high"]
-    brackets = "" if math.isnan(low) else f" ({low:{sign}.3f} to {high:{sign}.3f})"
-    return f"{row[number]:{sign}.3f}{brackets}"
+    notes = [] if math.isnan(low) else [f"{low:{sign}.3f} to {high:{sign}.3f}"]
+    notes += [f"n={count}"] if (count := row[f"{prefix}n"]) != seeds else []
+    return f"{row[number]:{sign}.3f}" + (f" ({', '.join(notes)})" if notes else "")

@@ -143,7 +143,7 @@ def conclude(folder: Path, cycle: Cycle, tasks: Sequence[str]) -> list[str]:
         "",
         f"Main metric on the validation split, at {len(found[WHO[0]].steps)} points of the run "
         f"({MATRIX}). Backward transfer below 0, forgetting and lost between visits above 0: other "
-        "tasks' training cost this task. `ark.forgetting` has the formulas.",
+        "tasks' training cost this task. `ark.transfer` has the formulas.",
         "",
         tabulate(rows, ["task", "who", *MEASURES], tablefmt="github", disable_numparse=True),
         "",

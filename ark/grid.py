@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Grid:
         fixed: options of all variants.
         variants: options by the name of the variant; the first is what the others are compared to.
         axes: axis -> level -> options: a variant for each combination, named `AXIS-LEVEL` and
-            joined by `_`, behind `variants`. What several axes set is the last one's.
+            joined by `_`, behind `variants`, whose names they must not have. What several axes
+            set is the last one's.
         seeds: each variant runs once with each.
         root: folder of all runs.
     """
@@ -48,7 +50,10 @@ class Grid:
         """
         if not path.is_file():
             raise ConfigError(f"ablate: no file {path}")
-        content = yaml.safe_load(path.read_text())
+        try:
+            content = yaml.safe_load(path.read_bytes())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"ablate: {path} is no YAML: {error}") from error
         # values go to `ark fit` as they are: a typed parser would make a bool of "off"
         if (
             not isinstance(content, dict)
@@ -69,12 +74,19 @@ class Grid:
     def check(self, path: Path) -> None:
         levels = itertools.chain.from_iterable(self.axes.values())
         for name in (self.name, *self.variants, *self.axes, *levels):
-            if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+            if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", name):
                 raise ConfigError(
-                    f"{path}: name {name!r}; use letters, digits and '_.+-': it names a folder"
+                    f"{path}: name {name!r}; use letters, digits and '_.+-', and no '.' at the "
+                    "beginning: it names a folder"
                 )
+        names = [*self.variants, *(name for name, _ in self._combinations())]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ConfigError(
+                f"{path}: two variants are named {twice[0]!r}; rename one of `variants`, or a "
+                "level of `axes`"
+            )
         for options in (self.fixed, *self.combined().values()):
-            if taken := sorted(set(options) & set(_TAKEN)):
+            if taken := sorted(set(_keys(options)) & set(_TAKEN)):
                 raise ConfigError(f"{path}: option {taken[0]!r} is set by `ark ablate` itself")
         if not self.combined() or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
@@ -84,14 +96,25 @@ class Grid:
 
     def combined(self) -> dict[str, Options]:
         """The options of every variant, without `fixed`."""
-        found = dict(self.variants)
+        return {**self.variants, **dict(self._combinations())}
+
+    def _combinations(self) -> Iterator[tuple[str, Options]]:
+        """Name and options of one level of every axis, for all choices."""
         for levels in itertools.product(*self.axes.values()) if self.axes else ():
             chosen = dict(zip(self.axes, levels, strict=True))
             name = "_".join(f"{axis}-{level}" for axis, level in chosen.items())
-            found[name] = {
-                k: v for a, level in chosen.items() for k, v in self.axes[a][level].items()
-            }
-        return found
+            yield (
+                name,
+                {k: v for a, level in chosen.items() for k, v in self.axes[a][level].items()},
+            )
+
+
+def _keys(options: Options, path: str = "") -> Iterator[str]:
+    """{a.b: 1, c: {d: 2}} -> a.b, c, c.d"""
+    for key, value in options.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{path}{key}.")
 
 
 def _options(value: Any) -> bool:

@@ -6,6 +6,7 @@ gradients; each is off by default, and then a step is the plain sum of its losse
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ark.agvm import AGVM, AGVMConfig, halves, module_parameters
-from ark.balance import Balance, BalanceFactory, Fixed
+from ark.balance import Balance, BalanceFactory, DynamicWeightAverage, Fixed
 from ark.cycle import Cycle, Position
 from ark.evaluation import Evaluation
+from ark.optim import check_names_parameters
 from ark.surgery import Surgery
 from ark.types import Batch, ConfigError
+
+log = logging.getLogger("ark")
 
 
 class JointTraining(Evaluation):
@@ -34,7 +38,8 @@ class JointTraining(Evaluation):
         """Called once, when the network is built."""
         self.balance = (balance or Fixed)(list(self.network.tasks.values()))
         if self.balance.layer is not None:
-            self._layer = _module(self.network, self.balance.layer)
+            check_names_parameters("model.balance.layer", self.network, self.balance.layer)
+            self._layer = self.network.get_submodule(self.balance.layer)
         self.surgery = surgery
         named = module_parameters(self.network, agvm.modules) if agvm else {}
         self.agvm = AGVM(agvm, named) if agvm else None
@@ -54,12 +59,40 @@ class JointTraining(Evaluation):
                 f"model.agvm compares two halves of a step, but trainer.accumulate_grad_batches is "
                 f"{accumulated}; make it even, or 1"
             )
+        self._check_joint()
+
+    def _check_joint(self) -> None:
+        alone = self.trainer.accumulate_grad_batches == 1
+        halves_single = self.surgery is not None or (self.agvm is not None and alone)
+        if self.trainer.precision == "16-mixed" and halves_single:
+            raise ConfigError(
+                "trainer.precision 16-mixed: model.surgery and model.agvm take gradients of single "
+                "losses, which no scaler keeps from vanishing; use bf16-mixed"
+            )
+        if self.surgery is not None and all(len(p.members) == 1 for p in self.cycle.phases):
+            log.warning("model.surgery: no phase trains several tasks at once; it does nothing")
+        if isinstance(self.balance, DynamicWeightAverage) and self.cycle.cycles < 3:
+            log.warning(
+                "model.balance: DynamicWeightAverage compares two finished cycles; in a plan of %d "
+                "all weights stay 1",
+                self.cycle.cycles,
+            )
+        warmup, total = self.agvm.config.warmup if self.agvm else 0, self.cycle.total_steps
+        if warmup >= total:
+            raise ConfigError(
+                f"model.agvm: warmup {warmup}, but the plan has {total} steps: rates would never "
+                "be scaled; lower it"
+            )
+
+    def _estimates(self) -> bool:
+        at = self.cycle.at(self.global_step)
+        return self.agvm is not None and self.agvm.estimates(at.step, at.task_step)
 
     def joint_loss(self, batch: Batch, at: Position, batch_idx: int) -> Tensor:
         """The loss of a micro-batch with all its tasks."""
         accumulated = self.trainer.accumulate_grad_batches
         self._micro = batch_idx % accumulated
-        if self.agvm is None or not self.agvm.estimates(at.step) or accumulated > 1:
+        if self.agvm is None or not self._estimates() or accumulated > 1:
             return self._joined(batch, at)
         one, other = halves(batch)
         first = self.agvm.first_half(self._joined(one, at) / 2, self.parameters(), self._mean)
@@ -89,8 +122,9 @@ class JointTraining(Evaluation):
 
     def on_after_backward(self) -> None:
         half = 2 * (self._micro + 1) == self.trainer.accumulate_grad_batches
-        if self.agvm is not None and half and self.agvm.estimates(self.global_step):
-            self.agvm.snapshot(self._mean)
+        if self.agvm is not None and half and self._estimates():
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            self.agvm.snapshot(self._mean, scaler.get_scale() if scaler else 1.0)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The step's gradient is whole, and not clipped yet."""
@@ -99,7 +133,7 @@ class JointTraining(Evaluation):
         self._losses, self._norms, self.task_losses = {}, {}, {}
         if self.agvm is not None:
             self.agvm.scale_rates(optimizer)
-            if self.agvm.estimates(self.global_step):
+            if self._estimates():
                 self._log_agvm(self.agvm)
 
     def _log_agvm(self, agvm: AGVM) -> None:
@@ -137,13 +171,3 @@ class JointTraining(Evaluation):
     def _mean(self, value: Tensor) -> Tensor:
         """Over the ranks."""
         return self.trainer.strategy.reduce(value, reduce_op="mean")  # type: ignore[return-value]
-
-
-def _module(network: nn.Module, path: str) -> nn.Module:
-    try:
-        return network.get_submodule(path)
-    except AttributeError as error:
-        parts = [name for name, _ in network.named_children()]
-        raise ConfigError(
-            f"model.balance: layer {path!r} names no module; parts here: {parts}"
-        ) from error

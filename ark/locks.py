@@ -100,6 +100,12 @@ def check_phase(network: Network, phase: Phase) -> None:
                 "beside these in a module that they share, so it cannot be locked alone; name "
                 "that module, or list what to `lock`"
             )
+    for name in (*phase.lock, *phase.train):
+        if not any(list(network.part(name, task).parameters()) for task in phase.members):
+            raise ConfigError(
+                f"cycle: the phase of {phase.name} names {name!r}, which has no parameters in this "
+                "network; drop it"
+            )
     for task in phase.members:
         used = [p for module in network.used_by(task) for p in module.parameters()]
         if all(id(p) in stands or not p.requires_grad for p in used):

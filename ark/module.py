@@ -82,7 +82,7 @@ class ArkModule(JointTraining):
         layer_decay: each layer of the backbone has this times the rate of the next one.
         lr_schedule: factor of the rate by what `lr_clock` counts.
         lr_clock: "step", "phase", "pass" (all phases of a task, one after the other) or "cycle".
-        clip: largest norm of the gradient, by task key or task kind; others: trainer's
+        clip: largest norm of the network's gradient, by task key or task kind; others: trainer's
             gradient_clip_val. Where several tasks train at once the least counts.
         norm_penalty: by module path, a weight of the sum of its parameters' norms in the loss of
             the tasks that use it.
@@ -160,8 +160,28 @@ class ArkModule(JointTraining):
         self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
         self.join(balance, surgery, agvm)
         self.agreement, self.momentum_by_length = agreement, momentum_by_length
+        self.settings: dict[str, Any] = {}  # of the recipe, which a resumed run must share
+        self._numbers: dict[str, list[dict[str, Tensor]]] = {}  # to be logged with this step
+        self._check_teacher()
         agreement.check(self.network.heads_by_key().values())
         self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
+
+    def _check_teacher(self) -> None:
+        clock = self.teacher_update
+        total = self.cycle.total(clock)
+        steps = range(0, total, max(1, total // 100))
+        for name, schedule in (("momentum", self.momentum), ("consistency", self.consistency)):
+            for step in steps:
+                if not 0 <= (value := schedule(step, total)) <= 1:
+                    raise ConfigError(
+                        f"model.{name}: {schedule} is {value:.4g} at {clock} {step} of {total}; "
+                        "expected numbers in [0, 1]"
+                    )
+        if self.momentum_by_length and clock == "step":
+            raise ConfigError(
+                "model.momentum_by_length: every step is as long as any other; set "
+                "model.teacher_update to phase, pass or cycle, or drop it"
+            )
 
     # -- training ---------------------------------------------------------------------------
 
@@ -179,16 +199,27 @@ class ArkModule(JointTraining):
         result = self.compute(batch, at)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if at.steps_of(batch.task) % every == 0:
-            self._log_numbers(batch.task, result.numbers)
+            weight = {"weight": self.balance.weight(batch.task)} if self.balance.changes else {}
+            self._numbers.setdefault(batch.task, []).append({**result.numbers, **weight})
         return result.total
 
-    def _log_numbers(self, task: str, numbers: dict[str, Tensor]) -> None:
-        """`train/<dataset>/<task>/<loss>`, at the steps of that task only.
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self._log_numbers()
+        super().on_before_optimizer_step(optimizer)
+
+    def _log_numbers(self) -> None:
+        """`train/<dataset>/<task>/<loss>`, at the steps of that task only: the mean over the
+        micro-batches of the step.
 
         Not self.log: Lightning repeats the last value of every task at each step of any task.
         """
-        values = {f"train/{task}/{name}": float(value) for name, value in numbers.items()}
-        for logger in self.loggers:
+        values = {
+            f"train/{task}/{name}": float(torch.stack([each[name] for each in found]).mean())
+            for task, found in self._numbers.items()
+            for name in found[0]
+        }
+        self._numbers = {}
+        for logger in self.loggers if values else ():
             logger.log_metrics(values, step=self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
@@ -285,10 +316,16 @@ class ArkModule(JointTraining):
     ) -> None:
         """Lightning asks before each optimiser step."""
         members = self.cycle.at(self.global_step).phase.members
-        limits = [self._clip[task] for task in members if task in self._clip]
-        if limits:
-            gradient_clip_val, gradient_clip_algorithm = min(limits), "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        by_value = gradient_clip_algorithm == "value"
+        limits = [
+            limit
+            for task in members
+            if (limit := self._clip.get(task, None if by_value else gradient_clip_val))
+        ]
+        if limits:  # not through Lightning, which refuses another limit than the trainer's
+            nn.utils.clip_grad_norm_(self.network.parameters(), min(limits))
+        elif by_value:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- what it is -------------------------------------------------------------------------
 
@@ -317,7 +354,8 @@ class ArkModule(JointTraining):
             f"{p.name} {p.state} {n}{p.when}"
             for p, n in zip(self.cycle.phases, self.cycle.lengths, strict=True)
         ]
-        return {"cycles": self.cycle.cycles, "phases": phases, "seed": self.seed}
+        plan = {"cycles": self.cycle.cycles, "phases": phases, "seed": self.seed}
+        return {**plan, **self.settings}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ark"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ark.types import KINDS, ConfigError, TaskSpec
+
+log = logging.getLogger("ark")
 
 
 def parameter_groups(
@@ -60,17 +63,35 @@ def _by_path(network: nn.Module, lr_scale: Mapping[str, float]) -> dict[str, flo
     found: dict[str, float] = {}
     for name, factor in lr_scale.items():
         heads = [f"heads.{key}" for key, task in tasks.items() if task.kind == name]
-        if name not in modules and not heads:
-            parts = [part for part, _ in network.named_children()]
-            kinds = sorted({task.kind for task in tasks.values()})
-            raise ConfigError(
-                f"lr_scale: {name!r} names no module; parts here: {parts}, kinds of heads: {kinds}"
-            )
+        check_names_parameters("model.lr_scale", network, name, kinds=KINDS)
         for path in heads:
             found.setdefault(path, factor)  # a head's own path goes before its kind
         if name in modules:
             found[name] = factor
     return found
+
+
+def check_names_parameters(
+    where: str, network: nn.Module, path: str, kinds: Sequence[str] = ()
+) -> None:
+    """A setting for a part that is not there would do nothing.
+
+    Of heads and what they share a warning is enough: a run may train some tasks of a recipe only.
+
+    Raises:
+        ConfigError: no module of the network has that path and no parameter is in it.
+    """
+    module = dict(network.named_modules()).get(path)
+    if path in kinds or (module is not None and any(True for _ in module.parameters())):
+        return
+    if path.startswith(("shared.", "heads.")):
+        log.warning("%s: %s names nothing that this run trains; passed over", where, path)
+        return
+    parts = [name for name, child in network.named_children() if list(child.parameters())]
+    or_kinds = f", and kinds of heads: {list(kinds)}" if kinds else ""
+    raise ConfigError(
+        f"{where}: {path!r} names no module with parameters; parts here: {parts}{or_kinds}"
+    )
 
 
 def _layer_scales(network: nn.Module, decay: float) -> dict[int, float]:

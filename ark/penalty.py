@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ark.network import Network
-from ark.types import ConfigError
+from ark.optim import check_names_parameters
 
 
 class NormPenalty:
@@ -28,12 +28,8 @@ class NormPenalty:
         self._terms: dict[str, list[tuple[float, list[nn.Parameter]]]] = {}  # by task
         modules = dict(network.named_modules())
         for path, weight in weights.items():
+            check_names_parameters("model.norm_penalty", network, path)
             parameters = list(modules[path].parameters()) if path in modules else []
-            if not parameters:
-                raise ConfigError(
-                    f"model.norm_penalty: {path!r} names no module with parameters; parts here: "
-                    f"{[name for name, _ in network.named_children()]} and those below them"
-                )
             mine = {id(p) for p in parameters}
             for task in network.tasks:
                 used = (p for module in network.used_by(task) for p in module.parameters())

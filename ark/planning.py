@@ -63,15 +63,26 @@ def make_cycle(
             batches.
 
     Raises:
-        ConfigError: a phase names no task of the run, or says its length not exactly once.
+        ConfigError: a phase names no task of the run, says its length not exactly once, or begins
+            after the last cycle; a task never trains.
     """
     known = [task.key for task in tasks]
     phases = _expand(config, tasks, samples, batch_size)
     for number, phase in enumerate(phases):
         _check(phase, f"cycle phase {number}", known)
+        if phase.first_cycle > max(config.cycles, 1):
+            raise ConfigError(
+                f"cycle phase {number} ({phase.name}): first_cycle={phase.first_cycle}, but there "
+                f"are cycles={config.cycles}; no cycle has this phase: drop it, or mend one of both"
+            )
     lengths = [_steps(phase, samples, batch_size) for phase in phases]
     trained = {task for phase in phases for task in phase.members}
     if unused := [key for key in known if key not in trained]:
+        if config.mix:
+            raise ConfigError(
+                f"cycle.mix: {unused} have no turn in the {sum(lengths)} steps of a cycle; raise "
+                "`steps` or `temperature`, lower `every`, or give them `weights`"
+            )
         raise ConfigError(f"cycle: no phase trains {unused}; add a phase or remove the task")
     return Cycle(phases, lengths, config.cycles)
 
@@ -94,6 +105,40 @@ def keep_tasks(config: CycleConfig, keys: Sequence[str]) -> CycleConfig:
     if mix:
         mix = replace(mix, weights={k: w for k, w in mix.weights.items() if k in keys})
     return replace(config, phases=phases, mix=mix)
+
+
+def alone(cycle: Cycle, task: str) -> CycleConfig:
+    """What `task` does in `cycle`, without the steps of the others: the same phases, as long and
+    with the same locks, in the cycles in which it has any.
+
+    Turns of a mix stay turns: what counts phases (`teacher_update`, `validate`) finds as many.
+
+    Raises:
+        ConfigError: it never trains.
+    """
+    found = zip(cycle.phases, cycle.lengths, strict=True)
+    mine = [(phase, length) for phase, length in found if task in phase.members]
+    there = [n for n in range(cycle.cycles) if any(phase.runs_in(n) for phase, _ in mine)]
+    if not there:
+        raise ConfigError(f"cycle: no phase trains {task}; add a phase or remove the task")
+    phases = [
+        Phase(
+            task,
+            list(phase.lock),
+            steps=length,
+            train=list(phase.train),
+            first_cycle=min(runs) + 1,
+            last_cycle=None if phase.last_cycle is None else max(runs) + 1,
+        )
+        for phase, length in mine
+        if (runs := [new for new, old in enumerate(there) if phase.runs_in(old)])
+    ]
+    first = phases[0]
+    if len(phases) > 1 and all(p == first and not p.when for p in phases):
+        steps = sum(p.steps or 0 for p in phases)
+        turns = Mix(steps, first.steps or 0, lock=first.lock, train=first.train)
+        return CycleConfig(len(there), mix=turns)
+    return CycleConfig(len(there), phases)
 
 
 def _expand(
@@ -125,26 +170,39 @@ def _expand(
 
 
 def _turns(mix: Mix, samples: Mapping[str, int], batch_size: int) -> list[Phase]:
-    """Every turn goes to the task that is furthest behind its share (the quota method)."""
     if unknown := sorted(set(mix.weights) - set(samples)):
         raise ConfigError(f"cycle.mix: weights of {unknown}; the run's tasks are {list(samples)}")
-    steps = mix.steps or math.ceil(sum(samples.values()) / batch_size)
+    steps = math.ceil(sum(samples.values()) / batch_size) if mix.steps is None else mix.steps
     if mix.every < 1 or mix.temperature <= 0 or steps < mix.every:
         raise ConfigError(
             f"cycle.mix: steps={steps}, every={mix.every}, temperature={mix.temperature}; expected "
             "every >= 1, steps >= every and temperature > 0"
         )
     weights = {k: mix.weights.get(k, n ** (1 / mix.temperature)) for k, n in samples.items()}
-    if min(weights.values()) <= 0:
-        raise ConfigError(f"cycle.mix: weights {weights}; expected numbers above 0")
-    total, turns = sum(weights.values()), dict.fromkeys(weights, 0)
-    phases = []
-    for turn in range(1, steps // mix.every + 1):
-        # of what it should have had by now, less what it had
-        task = max(turns, key=lambda key: turn * weights[key] / total - turns[key])
-        turns[task] += 1
-        phases.append(Phase(task, lock=mix.lock, train=mix.train, steps=mix.every))
-    return phases
+    if not all(0 < weight < math.inf for weight in weights.values()):
+        raise ConfigError(f"cycle.mix: weights {weights}; expected finite numbers above 0")
+    return [
+        Phase(task, lock=mix.lock, train=mix.train, steps=mix.every)
+        for task in _spread(weights, steps // mix.every)
+    ]
+
+
+def _spread(weights: Mapping[str, float], turns: int) -> list[str]:
+    """Whose turn it is. After every turn each of k tasks has had its share but for at most
+    1 - 1 / (2k - 2) turns, and no rule keeps closer (Tijdeman 1980, "The chairman assignment
+    problem", Discrete Mathematics 32)."""
+    total = sum(weights.values())
+    shares = {key: weight / total for key, weight in weights.items()}
+    slack = 1 / max(2 * len(shares) - 2, 2)
+    had, order = dict.fromkeys(shares, 0), []
+    for turn in range(1, turns + 1):
+        # those for whom it is not too early; rounding must not leave none
+        ready = [key for key in shares if turn * shares[key] - had[key] >= slack - 1e-9]
+        # who would soonest be too far behind
+        task = min(ready, key=lambda key: (had[key] + 1 - slack) / shares[key])
+        had[task] += 1
+        order.append(task)
+    return order
 
 
 def _check(phase: Phase, where: str, known: Sequence[str]) -> None:

@@ -10,6 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from ark.errors import ConfigError
+
+
+def _check_share(where: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{where}: {value}; expected a share of the run in [0, 1]")
+
 
 class Schedule(ABC):
     """`schedule(step, total)` for step in [0, total]."""
@@ -53,6 +60,9 @@ class WarmupCosine(Schedule):
     warmup: float = 0.05
     end: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_share("WarmupCosine.warmup", self.warmup)
+
     def __call__(self, step: int, total: int) -> float:
         ramp = self.warmup * total
         if step < ramp:
@@ -88,6 +98,10 @@ class CountedWarmup(Schedule):
     end: float = 0.0
     first: int = 0
 
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ConfigError(f"CountedWarmup.warmup: {self.warmup}; expected a count of steps")
+
     def __call__(self, step: int, total: int) -> float:
         step = min(step + self.first, total)
         if step < self.warmup:
@@ -103,6 +117,10 @@ class Ramp(Schedule):
     then: Schedule
     warmup: float = 0.1
     delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_share("Ramp.warmup", self.warmup)
+        _check_share("Ramp.delay", self.delay)
 
     def __call__(self, step: int, total: int) -> float:
         begun = step - self.delay * total

@@ -150,7 +150,9 @@ class CAGrad(Surgery):
             method="SLSQP",
             options={"ftol": 1e-12, "maxiter": 200},
         )
-        return torch.from_numpy(1 + count * radius / length(dual.x) * dual.x)
+        # shorter, it is the rounding of a float32 Gramian and has no direction
+        shortest = 1e-3
+        return torch.from_numpy(1 + count * radius / max(length(dual.x), shortest) * dual.x)
 
 
 def given(value: Tensor, gradients: dict[nn.Parameter, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ark.optim import check_names_parameters
 from ark.surgery import flat
 from ark.types import ConfigError
 
@@ -17,7 +18,8 @@ WIDTH = 65_521  # of a sketch; prime, so that no channel count divides it
 
 
 class GradientTelemetry(Callback):
-    """Logs `gradient/<dataset>/<task>/norm` and `/cosine`, before clipping. Changes no training.
+    """Logs `gradient/<dataset>/<task>/norm` and `/cosine`, before clipping; of another part than
+    the backbone under `gradient/<part>/`. Changes no training.
 
     The cosine is that to the running mean of all tasks' gradients. Gradients of earlier steps are
     kept as sketches: values get random signs and those whose places are equal modulo `WIDTH` are
@@ -46,10 +48,18 @@ class GradientTelemetry(Callback):
                 "and a momentum in [0, 1)"
             )
         self.every, self.momentum, self.pairs, self.part = every, momentum, pairs, part
+        self._name = "gradient" if part == "backbone" else f"gradient/{part}"
         self._signs: Tensor | None = None
         self._mean: Tensor | None = None  # (WIDTH,) sketch of the running mean
         self._last: dict[str, Tensor] = {}  # by task (WIDTH,) of the last sample
         self._step: dict[str, Tensor] = {}  # of tasks that train together, while they accumulate
+
+    @property
+    def state_key(self) -> str:
+        return f"{type(self).__name__} of {self.part}"
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        check_names_parameters("GradientTelemetry.part", module.network, self.part)
 
     def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
         parameters = self._parameters(module)
@@ -81,7 +91,7 @@ class GradientTelemetry(Callback):
 
     def _log(self, found: dict[str, Tensor], module: Any, step: int) -> None:
         numbers = self._compare({task: self._sketch(row) for task, row in found.items()})
-        norms = {f"gradient/{task}/norm": row.norm() for task, row in found.items()}
+        norms = {f"{self._name}/{task}/norm": row.norm() for task, row in found.items()}
         values = {name: float(value) for name, value in {**norms, **numbers}.items()}
         for logger in module.loggers:
             logger.log_metrics(values, step=step)
@@ -113,7 +123,7 @@ class GradientTelemetry(Callback):
             for name, one in past.items():
                 if one is not None:
                     cosine = torch.cosine_similarity(sketch, one.to(sketch), dim=0)
-                    numbers[f"gradient/{task}/cosine{name}"] = cosine
+                    numbers[f"{self._name}/{task}/cosine{name}"] = cosine
         for task, sketch in sketches.items():
             old = sketch if self._mean is None else self._mean.to(sketch)
             self._mean = self.momentum * old + (1 - self.momentum) * sketch

@@ -19,7 +19,7 @@ from datamodules.augment import Augment, AugmentChange, check_teacher_view, choo
 from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.loader import BatchLoader, FromStep, StepLoader
 from datamodules.order import Order
-from datamodules.recipe_heads import choose_heads
+from datamodules.recipe_heads import choose_heads, choose_metrics
 from datamodules.sources.base import SPLITS
 from datamodules.stream import EvalBatches, FirstBatches, OnBad, Share, TrainBatches
 from datamodules.tars.shards import ShardReader
@@ -52,6 +52,8 @@ class Mixture(pl.LightningDataModule):
         cache: where shards of URLs are kept, and how many gigabytes of them.
         heads: {task kind or task key: {class_path, init_args}}, in place of what the datasets'
             YAMLs say; a task's own goes before its kind's.
+        metrics: {task kind or task key: metric}: the main one of tables, best checkpoints and
+            comparisons, in place of the dataset's or the head's.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Mixture(pl.LightningDataModule):
         max_bad: float = 0.01,
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
         heads: dict[str, dict[str, Any]] | None = None,
+        metrics: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -94,7 +97,7 @@ class Mixture(pl.LightningDataModule):
         self._uncertain: dict[str, Uncertain | None] = {}
         for dataset in datasets:
             self._add(dataset)
-        self._specs = choose_heads(self._specs, heads or {})
+        self._specs = choose_metrics(choose_heads(self._specs, heads or {}), metrics or {})
         views = choose_augments(self._specs, augment, augments or {})
         self._keep(only or [], cycle)
         self.augments = {key: views[key] for key in self._specs}

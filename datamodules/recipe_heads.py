@@ -35,6 +35,26 @@ def choose_heads(
     return {key: replace(spec, head=_head(spec, heads)) for key, spec in specs.items()}
 
 
+def choose_metrics(
+    specs: Mapping[str, TaskSpec], metrics: Mapping[str, str]
+) -> dict[str, TaskSpec]:
+    """The specs, each with its main metric: the recipe's, by task key or else kind, or else the
+    dataset's.
+
+    Raises:
+        ConfigError: a key that is neither task nor kind.
+    """
+    if unknown := [name for name in metrics if name not in KINDS and name not in specs]:
+        raise ConfigError(
+            f"data.metrics: {unknown[0]!r} is neither a task nor a kind of task; tasks: "
+            f"{list(specs)}, kinds: {list(KINDS)}"
+        )
+    return {
+        key: replace(spec, metric=metrics.get(key, metrics.get(spec.kind, spec.metric)))
+        for key, spec in specs.items()
+    }
+
+
 def _head(spec: TaskSpec, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     head = heads.get(spec.key) or heads.get(spec.kind) or spec.head
     if not head:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import ark, ark_in_a_child, write_recipe
+from commands import ark, ark_in_a_child, losses, write_recipe
 from pytorch_lightning.callbacks import Callback
 
 KEEP = ["tiny_findings/findings", "tiny_organs/organs"]
@@ -187,6 +187,36 @@ def test_killed_in_a_validation_it_is_done_when_the_run_goes_on(recipe: Path, wh
     assert (run / "forgetting.csv").read_text() == (whole / "forgetting.csv").read_text()
 
 
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize(
+    ("cycle", "steps"),
+    [
+        ({"mix": {"steps": 7, "weights": dict(zip(KEEP, (6.0, 1.0), strict=True))}}, (12, 2)),
+        (
+            {
+                "phases": [
+                    {"tasks": ["all"], "steps": 2},
+                    {"task": KEEP[0], "lock": ["backbone"], "steps": 1, "last_cycle": 1},
+                    {"task": KEEP[1], "lock": [f"heads.{KEEP[0]}"], "steps": 1, "first_cycle": 2},
+                ]
+            },
+            (5, 5),
+        ),
+    ],
+    ids=["mix", "concurrent"],
+)
+def test_alone_a_task_has_the_steps_of_the_joint_run(
+    cycle: dict, steps: tuple[int, int], recipe: Path, tmp_path: Path
+) -> None:
+    path = recipe.parent / "other.yaml"  # beside the datasets that it lists
+    content = yaml.safe_load(recipe.read_text()) | {"cycle": {"cycles": 2, **cycle}}
+    content["run"] |= {"root": str(tmp_path), "bootstraps": 0, "validate": "cycle"}
+    path.write_text(yaml.safe_dump(content))
+    ark("fit", "--config", path, "--run.name=joint", "--run.baseline=false", "--run.alone=true")
+    found = [sorted(losses(tmp_path / "joint" / "alone" / key)) for key in KEEP]
+    assert found == [list(range(count)) for count in steps]
+
+
 # -- ark ablate -----------------------------------------------------------------------------------
 
 
@@ -218,6 +248,8 @@ def test_a_wrong_option_names_its_variant(recipe: Path, capsys) -> None:
         ark("ablate", write_grid(recipe, "wrong", one={}, two={"cycle.cyles": 2}))
     error = capsys.readouterr().err
     assert "cyles" in error
+    assert "ark fit --help" in error
+    assert "__main__" not in error
     assert "variant two: `ark fit` does not take its options" in error
 
 

@@ -161,12 +161,19 @@ def test_another_meaning_of_the_classes_is_refused(recipe: Path, tmp_path, capsy
         index.write_text(text)
 
 
-def test_other_samples_cannot_resume_a_run(recipe: Path, capsys) -> None:
+def test_other_settings_cannot_resume_a_run(recipe: Path, capsys) -> None:
     options = ["--config", recipe, "--run.name=samples", "--run.baseline=false"]
     ark("fit", *options, "--trainer.max_steps=1", "--run.checkpoint_every=1")
-    with pytest.raises(SystemExit):
-        ark("fit", *options, "--ckpt_path=last", "--data.batch_size=6")
-    assert "had batch_size = 4, this one has 6" in capsys.readouterr().err
+    sgd = '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}'
+    for change, message in (
+        ("--data.batch_size=6", "had data.batch_size = 4, this one has 6"),
+        (sgd, "had model.optimizer"),
+        ("--model.momentum.init_args.value=0.5", "init_args.value = 0.99, this one has 0.5"),
+        ("--data.augment.rotate=3", "data.augment.rotate"),
+    ):
+        with pytest.raises(SystemExit):
+            ark("fit", *options, "--ckpt_path=last", change)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])

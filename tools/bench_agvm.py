@@ -19,6 +19,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from ark.grid import arguments
+
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 TASK = "phantom_boxes/boxes"
 MODULES = ["heads.phantom_boxes/boxes.neck", "heads.phantom_boxes/boxes.detector"]
@@ -45,7 +47,8 @@ def row(on: bool, options: argparse.Namespace) -> list[Any]:
     head = {"class_path": "heads.detection.DetectionHead", "init_args": {"detector": "fcos"}}
     sgd = {"class_path": "torch.optim.SGD"}
     sgd["init_args"] = {"lr": options.rate, "momentum": 0.9, "weight_decay": 1e-4}  # type: ignore[assignment]
-    arguments = {
+    given = {
+        "cycle.each": [{"steps": options.steps}],
         "data.only": [TASK],
         "data.heads": {"detection": head},
         "data.batch_size": options.batch,
@@ -61,9 +64,7 @@ def row(on: bool, options: argparse.Namespace) -> list[Any]:
         "run.baseline": False,
         "trainer.log_every_n_steps": 1,
     }
-    command = [sys.executable, "-m", "ark", "fit", f"--config={RECIPE}", "--cycle.each=[]"]
-    command += [f"--cycle.each=[{{steps: {options.steps}}}]"]
-    command += [f"--{key}={json.dumps(value)}" for key, value in arguments.items()]
+    command = [sys.executable, "-m", "ark", "fit", f"--config={RECIPE}", *arguments(given)]
     subprocess.run(command, check=True)
     folder = Path(options.out) / name
     logs = pd.read_csv(folder / "logs" / "version_0" / "metrics.csv")

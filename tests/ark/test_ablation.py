@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import math
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from ark import ablation
+from ark import ablation, report
 from ark.ablation import Plan, Run, check_equal_steps
 from ark.comparison import describe, interval, rows
 from ark.grid import Grid, arguments
@@ -35,6 +36,7 @@ def make_run(folder: Path, variant: str, seed: int, scores: tuple[float | None, 
         column = {task: {metric: score} for (task, metric), score in tasks}
         run.folder.mkdir(parents=True)
         run.results.write_text(json.dumps({"student": column, "teacher": column}))
+        (run.folder / ablation.MADE_WITH).write_text(run.digest)
     return run
 
 
@@ -78,12 +80,80 @@ def test_what_a_run_lacks_is_left_out_and_not_taken_for_0(tmp_path: Path) -> Non
     (line,) = [line for line in student.splitlines() if "x/a" in line]
     assert [cell.strip() for cell in line.split("|")[3:5]] == [
         "0.600 (-1.941 to 3.141)",
-        "0.500",
+        "0.500 (n=1)",
     ]
     (line,) = [line for line in less.splitlines() if "x/a" in line][:1]
-    assert line.split("|")[3].strip() == "-0.300"  # seed 1 only
+    assert line.split("|")[3].strip() == "-0.300 (n=1)"  # seed 1 only
     (line,) = [line for line in less.splitlines() if "x/b" in line][:1]
     assert line.split("|")[3].strip() == ""  # no seed in common
+
+
+def test_results_of_another_recipe_are_not_in_the_table(tmp_path: Path, caplog) -> None:
+    kept = make_run(tmp_path, "one", 0, (0.4, 0.6))
+    old = make_run(tmp_path, "two", 0, (0.8, 0.8))
+    (old.folder / ablation.MADE_WITH).write_text("of another recipe")
+    unknown = make_run(tmp_path, "two", 1, (0.9, 0.9))
+    (unknown.folder / ablation.MADE_WITH).unlink()
+    absent = make_run(tmp_path, "one", 1, ())
+    found = ablation.collect([kept, old, unknown, absent])
+    assert found["teacher", "x/a", "auroc"] == {"one": {0: 0.4}}
+    assert [f"the table lacks two seed {n}" in caplog.text for n in (0, 1)] == [True, True]
+    assert "one seed" not in caplog.text
+
+
+def table_of(grid: Path, monkeypatch, *options: str) -> str:
+    """The table after `ark ablate GRID OPTIONS`, where every run scores its seed / 10."""
+
+    def planned(grid: Grid, path: Path, seeds: list[int]) -> list[Run]:
+        root = Path(grid.root)
+        return [Run(v, s, root / f"{v}{s}", (), PLAN) for v in grid.combined() for s in seeds]
+
+    def execute(runs: list[Run], jobs: int) -> list[Run]:
+        for run in runs:
+            if not run.folder.exists():
+                make_run(Path(run.folder).parent, run.variant, run.seed, (run.seed / 10,) * 2)
+        return []
+
+    monkeypatch.setattr(ablation, "plan", planned)
+    monkeypatch.setattr(ablation, "execute", execute)
+    ablation.ablate([str(grid), *options])
+    return (grid.parent / "g" / ablation.TABLE).read_text()
+
+
+def test_the_table_names_the_seeds_that_ran_and_keeps_the_finished(tmp_path, monkeypatch) -> None:
+    grid = write_grid(tmp_path, root=str(tmp_path))
+    (tmp_path / "g").mkdir()
+    assert "seeds [7, 8]:" in table_of(grid, monkeypatch, "--seeds=[7,8]")
+    assert "seeds [0, 1, 2]:" in table_of(grid, monkeypatch)
+    again = table_of(grid, monkeypatch, "--seeds=[0]")
+    assert "seeds [0, 1, 2]:" in again
+    assert "0.100 (-0.148 to 0.348)" in again
+    assert "seeds [0, 1, 2, 7]:" in table_of(grid, monkeypatch, "--seeds=[7]", "--only=[two]")
+
+
+def test_a_number_of_fewer_seeds_than_the_table_says_so(tmp_path, monkeypatch) -> None:
+    grid = write_grid(tmp_path, root=str(tmp_path))
+    (tmp_path / "g").mkdir()
+    table_of(grid, monkeypatch)
+    (tmp_path / "one1" / report.RESULTS).unlink()
+    text = table_of(grid, monkeypatch, "--only=[two]")
+    student, less = text.split("## Student")[1:]
+    (line,) = [line for line in student.splitlines() if "x/a" in line]
+    assert [cell.strip() for cell in line.split("|")[3:5]] == [
+        "0.100 (-1.171 to 1.371, n=2)",
+        "0.100 (-0.148 to 0.348)",
+    ]
+    (line,) = [line for line in less.splitlines() if "x/a" in line][:1]
+    assert line.split("|")[3].strip() == "+0.000 (+0.000 to +0.000, n=2)"
+    with (tmp_path / "g" / ablation.ROWS).open(newline="") as file:
+        table = {row["variant"]: row for row in csv.DictReader(file)}
+    assert (table["two"]["n"], table["two"]["difference_n"]) == ("3", "2")
+
+
+@pytest.mark.parametrize("seeds", ["[0,0]", "[]"])
+def test_seeds_twice_or_none_are_an_error(seeds: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"seeds=.*at least one, each once"):
+        ablation.ablate([str(write_grid(tmp_path)), f"--seeds={seeds}"])
 
 
 def test_axes_are_multiplied_and_lists_replace(tmp_path: Path) -> None:
@@ -116,11 +186,31 @@ def test_axes_are_multiplied_and_lists_replace(tmp_path: Path) -> None:
         ({"variants": {"a": None}}, "variants: .*{} for no option"),
         ({"axes": {"lock": {True: {}}}}, "axes: .*'on' and 'off' in quotes"),
         ({"recipe": 3}, "recipe: 3; expected a path"),
+        ({"name": ".."}, r"name '\.\.'; use letters.* no '.' at the beginning"),
+        ({"variants": {".git": {}}}, r"name '\.git'; use letters"),
+        ({"fixed": {"run": {"name": "x"}}}, "'run.name' is set by `ark ablate` itself"),
+        ({"variants": {"a": {"run": {"root": "x"}}}}, "'run.root' is set by"),
+        (
+            {"variants": {"lock-up": {}}, "axes": {"lock": {"up": {"k": 1}}}},
+            "two variants are named 'lock-up'",
+        ),
+        (
+            {"axes": {"a": {"1": {}, "1_b-2": {}}, "b": {"2_b-2": {}, "2": {}}}},
+            "two variants are named 'a-1_b-2_b-2'",
+        ),
     ],
 )
 def test_a_wrong_grid_is_named(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         Grid.load(write_grid(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", [b"name: [g\n", b"name: \xff"])
+def test_a_grid_that_is_no_yaml_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"grid\.yaml is no YAML"):
+        Grid.load(path)
 
 
 def test_unequal_steps_and_tasks_are_errors_that_say_both() -> None:
@@ -143,6 +233,7 @@ def test_a_run_goes_on_where_it_left_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one", 0, (0.5, 0.5))
+    (run.folder / ablation.MADE_WITH).unlink()
     with pytest.raises(ConfigError, match="another recipe"):
         run.check_folder()
     (run.folder / ablation.MADE_WITH).write_text(run.digest)

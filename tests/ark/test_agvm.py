@@ -62,9 +62,9 @@ def run(
             for micro in range(4):
                 part = slice(2 * micro, 2 * micro + 2)
                 (loss_of(network, images[part], labels[part]) / 4).backward()
-                if agvm.estimates(step) and micro == 1:
+                if agvm.estimates(step, step) and micro == 1:
                     agvm.snapshot()
-        elif agvm.estimates(step):
+        elif agvm.estimates(step, step):
             half = loss_of(network, images[:4], labels[:4]) / 2
             first = agvm.first_half(half, network.parameters())
             (first + loss_of(network, images[4:], labels[4:]) / 2).backward()
@@ -172,7 +172,7 @@ class Wired(pl.LightningModule):
         if accumulate > 1:
             part = slice(self.micro * 8 // accumulate, (self.micro + 1) * 8 // accumulate)
             return loss_of(self.network, images[part], labels[part])
-        if self.agvm.estimates(self.global_step):
+        if self.agvm.estimates(self.global_step, self.global_step):
             half = loss_of(self.network, images[:4], labels[:4]) / 2
             first = self.agvm.first_half(half, self.parameters())
             return first + loss_of(self.network, images[4:], labels[4:]) / 2
@@ -180,7 +180,7 @@ class Wired(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         half = self.trainer.accumulate_grad_batches // 2
-        if self.agvm.estimates(self.global_step) and self.micro + 1 == half:
+        if self.agvm.estimates(self.global_step, self.global_step) and self.micro + 1 == half:
             self.agvm.snapshot()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -232,7 +232,7 @@ def test_the_ratio_is_clamped_and_the_first_estimate_comes_after_the_warm_up() -
     agvm.variances = {"backbone": 1e-3, "head": 1.0}
     agvm._smooth(1e-3)
     assert agvm.factors["head"] == pytest.approx(0.8 * expected["head"] + 0.2 * 0.5**0.5)
-    assert [step for step in range(16) if agvm.estimates(step)] == [6, 9, 12, 15]
+    assert [step for step in range(16) if agvm.estimates(step, step)] == [6, 9, 12, 15]
 
 
 def test_rates_are_restored_also_where_a_step_was_skipped() -> None:

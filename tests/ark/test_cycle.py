@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ark.cycle import Cycle, Phase
-from ark.planning import CycleConfig, Mix, keep_tasks, make_cycle
+from ark.planning import CycleConfig, Mix, alone, keep_tasks, make_cycle
 from ark.types import ConfigError, TaskSpec
 
 TASKS = [
@@ -19,6 +21,7 @@ def members(names: str) -> list[str]:
     return list(names)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -120,6 +123,17 @@ def test_a_short_pass_is_at_least_one_step() -> None:
         (CycleConfig(mix=Mix(weights={"a/labels": 0})), "numbers above 0"),
         (CycleConfig(mix=Mix(steps=3, every=4)), "steps >= every"),
         (CycleConfig(mix=Mix(temperature=0)), "temperature > 0"),
+        (CycleConfig(mix=Mix(steps=0)), "steps=0, every=1.*steps >= every"),
+        (CycleConfig(mix=Mix(weights={"a/labels": float("nan")})), "finite numbers above 0"),
+        (
+            CycleConfig(mix=Mix(steps=7, every=3, weights={"a/labels": 9.0, "b/boxes": 1.0})),
+            r"cycle.mix: \['b/boxes'\] have no turn in the 6 steps of a cycle; raise `steps` or "
+            "`temperature`, lower `every`",
+        ),
+        (
+            CycleConfig(cycles=3, each=[Phase(steps=1), Phase(steps=2, first_cycle=9)]),
+            r"phase 1 \(a/labels\): first_cycle=9, but there are cycles=3",
+        ),
     ],
 )
 def test_errors_name_the_phase_and_the_fix(config: CycleConfig, message: str) -> None:
@@ -137,7 +151,23 @@ def test_a_mix_gives_each_task_its_share_at_every_moment(temperature: float, eve
     for step in range(0, 300 // every * every, every):
         for key, size in sizes.items():
             expected = step * size / sum(sizes.values())
-            assert abs(cycle.steps_of(key, step) - expected) <= every
+            assert abs(cycle.steps_of(key, step) - expected) < every
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.02, 1), min_size=2, max_size=20))
+def test_a_mix_keeps_every_task_within_a_turn_of_its_share(sizes: list[float]) -> None:
+    keys = [f"x/t{number}" for number in range(len(sizes))]
+    weights = dict(zip(keys, sizes, strict=True))
+    tasks = [TaskSpec("x", key[2:], "multilabel", ("y",)) for key in keys]
+    # so many that the smallest share is a turn, which it must then have had
+    mix = Mix(steps=math.ceil(sum(sizes) / min(sizes)) + 1, weights=weights)
+    cycle = make_cycle(CycleConfig(mix=mix), tasks, dict.fromkeys(keys, 1), batch_size=1)
+    had = dict.fromkeys(keys, 0)
+    for turn, phase in enumerate(cycle.phases, start=1):
+        had[phase.task] += 1
+        worst = max(abs(had[key] - turn * weights[key] / sum(sizes)) for key in keys)
+        assert worst <= 1 - 1 / (2 * len(keys) - 2) + 1e-6  # Tijdeman's bound
 
 
 def test_a_mix_is_one_pass_over_all_samples_and_weights_replace_sizes() -> None:
@@ -176,3 +206,117 @@ def test_a_selection_of_tasks_keeps_what_is_theirs() -> None:
     assert len(config.phases) == 4
     mix = keep_tasks(CycleConfig(mix=Mix(weights={"a/labels": 1, "b/boxes": 2})), ["b/boxes"]).mix
     assert mix.weights == {"b/boxes": 2}
+
+
+# -- alone ----------------------------------------------------------------------------------------
+
+SHARED = {"a": 57, "b": 8, "c": 25}
+THREE = [TaskSpec("x", name, "multilabel", ("y",)) for name in SHARED]
+SIZES = {f"x/{name}": n for name, n in SHARED.items()}
+
+stretches = st.builds(
+    Phase,
+    tasks=st.lists(st.sampled_from(sorted(SIZES)), min_size=1, max_size=3, unique=True),
+    lock=st.sampled_from([[], ["backbone"], ["shared.masks", "head"]]),
+    steps=st.integers(1, 5),
+    first_cycle=st.integers(1, 4),
+    last_cycle=st.one_of(st.none(), st.integers(4, 6)),
+)
+plans = st.one_of(
+    st.builds(
+        CycleConfig,
+        cycles=st.integers(4, 5),
+        # no cycle is empty, and every task trains
+        phases=st.lists(stretches, max_size=6).map(lambda p: [*p, Phase(tasks=["all"], passes=1)]),
+    ),
+    st.builds(
+        CycleConfig,
+        cycles=st.integers(4, 6),
+        phases=st.lists(stretches, max_size=6).map(
+            lambda p: [*p, Phase("x/c", steps=2), Phase("x/a", steps=1, first_cycle=3),
+                       Phase("x/b", train=["head"], passes=0.5, last_cycle=2)]
+        ),
+    ),
+    st.builds(
+        CycleConfig,
+        cycles=st.integers(1, 3),
+        each=st.lists(
+            st.builds(Phase, lock=st.sampled_from([[], ["backbone"]]), passes=st.floats(0.1, 2)),
+            min_size=1,
+            max_size=3,
+        ),
+    ),
+    st.builds(
+        CycleConfig,
+        cycles=st.integers(1, 3),
+        mix=st.builds(
+            Mix,
+            steps=st.integers(60, 120),
+            every=st.integers(1, 3),
+            temperature=st.sampled_from([1.0, 3.0]),
+            train=st.sampled_from([[], ["head"]]),
+        ),
+    ),
+)  # fmt: skip
+
+
+def walk(cycle: Cycle, task: str) -> list[tuple[list[str], list[str]]]:
+    """(lock, train) of each step of `task`."""
+    phases = (cycle.at(step).phase for step in range(cycle.total_steps))
+    return [(p.lock, p.train) for p in phases if task in p.members]
+
+
+@settings(deadline=None)
+@given(plans)
+def test_alone_a_task_does_what_it_does_in_the_joint_plan(config: CycleConfig) -> None:
+    joint = make_cycle(config, THREE, SIZES, batch_size=10)
+    for spec in THREE:
+        # another batch size: no length depends on the data again
+        own = make_cycle(alone(joint, spec.key), [spec], SIZES, batch_size=3)
+        assert own.total_steps == joint.steps_of(spec.key, joint.total_steps)
+        assert walk(own, spec.key) == walk(joint, spec.key)
+        # as many phases, and cycles but for those in which it has nothing to do
+        joint_at = [
+            p for p in map(joint.at, range(joint.total_steps)) if spec.key in p.phase.members
+        ]
+        assert own.total("phase") == sum(p.ends_phase for p in joint_at)
+        assert own.cycles == len({p.cycle for p in joint_at})
+
+
+def test_alone_the_phases_of_each_are_those_of_the_recipe() -> None:
+    config = CycleConfig(2, each=[Phase(lock=["backbone"], passes=0.5), Phase(passes=1)])
+    joint = make_cycle(config, TASKS, SAMPLES, batch_size=10)
+    found = alone(joint, "b/boxes")
+    assert found == CycleConfig(
+        2, phases=[Phase("b/boxes", ["backbone"], steps=2), Phase("b/boxes", steps=3)]
+    )
+    again = make_cycle(config, TASKS[1:], SAMPLES, batch_size=10)
+    assert make_cycle(found, TASKS[1:], SAMPLES, 10).lengths == again.lengths
+
+
+def test_alone_the_turns_of_a_mix_are_a_mix() -> None:
+    """One line however many turns; and what counts phases finds as many as in the joint run."""
+    mix = Mix(steps=101, every=2, temperature=2, weights={"b/boxes": 1.0}, lock=["projector"])
+    joint = make_cycle(CycleConfig(3, mix=mix), TASKS, SAMPLES, batch_size=10)
+    steps = joint.steps_of("a/labels", joint.total_steps) // 3
+    found = alone(joint, "a/labels")
+    assert found == CycleConfig(3, mix=Mix(steps, 2, lock=["projector"]))
+    assert make_cycle(found, TASKS[:1], SAMPLES, 10).lengths == [2] * (steps // 2)
+
+
+def test_alone_cycles_without_the_task_are_left_out() -> None:
+    phases = [
+        Phase("a/labels", steps=2),
+        Phase("b/boxes", steps=3, first_cycle=2, last_cycle=2),
+        Phase("b/boxes", steps=4, lock=["head"], first_cycle=4),
+    ]
+    joint = make_cycle(CycleConfig(5, phases=phases), TASKS, SAMPLES, batch_size=10)
+    assert alone(joint, "b/boxes") == CycleConfig(
+        3,
+        phases=[
+            Phase("b/boxes", steps=3, last_cycle=1),
+            Phase("b/boxes", ["head"], steps=4, first_cycle=2),
+        ],
+    )
+    with pytest.raises(ConfigError, match="no phase trains c/x"):
+        alone(joint, "c/x")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+from ark.balance import GradNorm
 from ark.consistency import consistency_loss
 from ark.cycle import Cycle, Phase
 from ark.module import ArkModule, BackboneConfig, ProjectorConfig
-from ark.schedules import Constant
+from ark.schedules import Constant, Linear
 from ark.types import ConfigError
 from toys import HEADS, SIZE, make_batch, make_task
 
@@ -115,3 +118,22 @@ def test_the_optimiser_holds_the_student_and_not_the_teacher() -> None:
 def test_a_lock_that_names_nothing_fails_before_training() -> None:
     with pytest.raises(ConfigError, match="'neck' names no module"):
         make_module("multilabel", lock=["neck"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"consistency": Constant(2.0)}, r"model.consistency: .* is 2 at step 0 of 4"),
+        ({"momentum": Linear(0.9, 1.5)}, r"model.momentum: .* is 1.05 at step 1 of 4"),
+        ({"momentum_by_length": True}, "every step is as long as any other"),
+        ({"balance": partial(GradNorm, layer="projector")}, "'projector' names no module with"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_module("multilabel", **options)
+
+
+def test_a_lock_without_parameters_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'projector', which has no parameters"):
+        make_module("multilabel", lock=["projector"])

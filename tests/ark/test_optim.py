@@ -39,7 +39,7 @@ def test_groups_hold_every_parameter_once_with_rate_and_decay() -> None:
 
 
 def test_a_rate_for_a_part_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"'encoder' names no module.*backbone"):
+    with pytest.raises(ConfigError, match=r"'encoder' names no module.*backbone.*kinds of heads"):
         parameter_groups(_network(), 1.0, {"encoder": 0.1}, 0.0)
 
 
@@ -99,3 +99,13 @@ def test_a_kind_is_the_rate_of_its_heads_and_a_path_goes_before_it() -> None:
         rate = {id(p): group["lr"] for group in groups for p in group["params"]}
         found = [rate[id(head.linear.weight)] for head in network.heads_by_key().values()]
         assert found == [0.1, 0.5, 1.0]
+
+
+def test_a_kind_or_a_shared_part_of_other_tasks_is_passed_over(caplog) -> None:
+    """A run of some tasks keeps its recipe."""
+    network = _network()
+    with caplog.at_level("WARNING"):
+        groups = parameter_groups(network, 1.0, {"detection": 0.1, "shared.decoder": 0.1}, 0.0)
+    check_covered(network, torch.optim.SGD(groups))
+    assert "shared.decoder names nothing that this run trains" in caplog.text
+    assert {group["lr"] for group in groups} == {1.0}

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from ark.errors import ConfigError
 from ark.schedules import Constant, Cosine, CountedWarmup, FirstStep, Linear, Ramp, WarmupCosine
 
 
@@ -58,3 +59,17 @@ def test_a_ramp_waits_and_rises() -> None:
 def test_the_first_step_is_its_own() -> None:
     found = [FirstStep(9.0, Linear(1.0, 0.0))(step, 4) for step in range(5)]
     assert found == [9.0, 0.75, 0.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WarmupCosine(3),
+        lambda: CountedWarmup(-3),
+        lambda: Ramp(Constant(1.0), warmup=1.5),
+        lambda: Ramp(Constant(1.0), delay=-0.1),
+    ],
+)
+def test_impossible_numbers_are_refused(make) -> None:
+    with pytest.raises(ConfigError, match="expected a"):
+        make()

@@ -248,3 +248,16 @@ def _rank(rank: int, meet: Path) -> None:
     expected = HEADS * (cagrad(rows[0], 0.5) + cagrad(rows[1], 0.5)) / 2
     np.testing.assert_allclose(trunk_gradient(network), expected, atol=1e-3)
     distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cagrad_stays_near_the_mean_where_nothing_serves_all(seed: int) -> None:
+    """Two tasks against each other and a third at right angles: the dual ends where what it finds
+    is shorter than the rounding of the Gramian."""
+    generator = torch.Generator().manual_seed(seed)
+    one, third, noise = torch.randn(3, 200_000, generator=generator)
+    third -= (third @ one) / (one @ one) * one
+    rows = torch.stack([one, 10.0**-seed * noise - one, third / 2])
+    mean = rows.mean(dim=0)
+    apart = CAGrad(0.5)._join(rows) / len(rows) - mean
+    assert apart.norm() <= 0.51 * mean.norm()

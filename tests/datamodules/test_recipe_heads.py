@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ark.planning import CycleConfig
 from ark.types import ConfigError, TaskSpec
 from datamodules.config import load_datasets
 from datamodules.mixture import Mixture
-from datamodules.recipe_heads import choose_heads
+from datamodules.recipe_heads import choose_heads, choose_metrics
+from toys import make_task
 
 MINE, KIND, OWN = ({"class_path": f"x.{name}"} for name in ("Mine", "Kind", "Own"))
 
@@ -115,3 +117,17 @@ def test_wrong_ones_stop_the_command(recipe: Path, capsys) -> None:
     assert "task tiny_organs/organs: has no head" in say(recipe, capsys)
     said = say(recipe, capsys, "--data.heads={masks: {class_path: x.Y}}")
     assert "data.heads: 'masks' is neither a task nor a kind of task" in said
+
+
+def test_a_recipe_names_the_main_metric_of_a_kind_or_task() -> None:
+    specs = {spec.key: spec for spec in (make_task("detection"), make_task("multilabel"))}
+    own = replace(specs["toy/multilabel"], metric="auprc")
+    found = choose_metrics(specs | {own.key: own}, {"detection": "map40"})
+    assert {key: spec.metric for key, spec in found.items()} == {
+        "toy/detection": "map40",
+        "toy/multilabel": "auprc",
+    }
+    found = choose_metrics(found, {"detection": "map", "toy/detection": "map50"})
+    assert found["toy/detection"].metric == "map50"
+    with pytest.raises(ConfigError, match="'boxes' is neither a task nor a kind"):
+        choose_metrics(specs, {"boxes": "map40"})
