@@ -20,6 +20,7 @@ from ark import alone, fitting
 from ark.module import ArkModule
 from ark.planning import CycleConfig
 from ark.run import (
+    LAST,
     RunConfig,
     callbacks,
     check_folder,
@@ -27,6 +28,8 @@ from ark.run import (
     clear_folder,
     loggers,
 )
+from ark.tracking.artifacts import checkpoint_files, publish
+from ark.tracking.session import session
 from ark.types import ConfigError
 from datamodules.config import DatasetConfig
 from datamodules.mixture import Mixture
@@ -129,10 +132,16 @@ class ArkCLI(LightningCLI):
             alone.train_each(self.run, model.network, model.cycle, self._recipe(), cut)
             return
         model.settings = self._settings()
-        if self.trainer.is_global_zero:
-            (self.run.folder / "config.yaml").write_text(self._recipe(name=self.run.name))
+        run, trainer, recipe = self.run, self.trainer, self._recipe(name=self.run.name)
+        if trainer.is_global_zero:
+            (run.folder / "config.yaml").write_text(recipe)
             log.info(model.summary(datamodule.describe()))
-        fitting.fit(self.trainer, model, datamodule, self.run, options.get("ckpt_path"))
+        facts, versions = yaml.safe_load(recipe), datamodule.versions()
+        with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
+            fitting.fit(trainer, model, datamodule, run, options.get("ckpt_path"))
+            if run.artifacts and trainer.state.finished:
+                files = checkpoint_files(trainer.checkpoint_callbacks, run.checkpoints / LAST)
+                publish(trainer.loggers, files, run.folder / "model", versions)
 
     def test(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.test."""

@@ -31,8 +31,8 @@ class Evaluation(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.scores = Scores(self.networks, self.scored, self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
+        return self.evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
         return self.evaluate(batch)

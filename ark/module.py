@@ -29,6 +29,7 @@ from ark.schedules import Constant, Schedule, WarmupCosine
 from ark.scores import check_metrics
 from ark.surgery import Surgery
 from ark.teacher import Teacher, by_length, steps_averaged
+from ark.tracking.sinks import log_numbers
 from ark.types import Batch, ConfigError, Target, TaskSpec
 from ark.weights import load_initial
 
@@ -213,14 +214,15 @@ class ArkModule(JointTraining):
 
         Not self.log: Lightning repeats the last value of every task at each step of any task.
         """
-        values = {
-            f"train/{task}/{name}": float(torch.stack([each[name] for each in found]).mean())
+        means = {
+            f"train/{task}/{name}": torch.stack([each[name].float() for each in found]).mean()
             for task, found in self._numbers.items()
             for name in found[0]
         }
         self._numbers = {}
-        for logger in self.loggers if values else ():
-            logger.log_metrics(values, step=self.global_step)
+        if means:  # one look at the device, not one for each number
+            values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+            log_numbers(self.loggers, values, self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""
@@ -280,12 +282,16 @@ class ArkModule(JointTraining):
     def update_teacher(self, finished: Position) -> None:
         """Called once after every optimiser step; moves the teacher where the plan says so."""
         if finished.ends(self.teacher_update):
-            momentum = self.now(self.momentum, finished)
-            if self.momentum_by_length:
-                steps = steps_averaged(self.cycle, finished, self.teacher_update)
-                mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
-                momentum = by_length(momentum, steps, mean)
-            self.teacher.update(self.network, momentum)
+            self.teacher.update(self.network, self.momentum_at(finished))
+
+    def momentum_at(self, finished: Position) -> float:
+        """Of the teacher's update after this step, or of the next one where it has none."""
+        momentum = self.now(self.momentum, finished)
+        if self.momentum_by_length:
+            steps = steps_averaged(self.cycle, finished, self.teacher_update)
+            mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
+            momentum = by_length(momentum, steps, mean)
+        return momentum
 
     def configure_optimizers(self) -> Any:
         defaults = self._optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults

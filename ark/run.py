@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import netrc
-import os
-import secrets
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ark.callbacks import CycleProgressBar, CycleRunner
 from ark.cycle import Cycle, Unit
+from ark.faults import Faults
 from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
+from ark.tracking.callbacks import tracking_callbacks
+from ark.tracking.identity import WANDB_ID, Mode
+from ark.tracking.session import CODE, SESSIONS
+from ark.tracking.wandb_logger import wandb_logger
 from ark.types import ConfigError
 
 LAST = "last.ckpt"
-WANDB_ID = "wandb_id.txt"
+FAULTS = "faults"
 
 
 @dataclass
@@ -37,6 +39,8 @@ class RunConfig:
         name: of the run and its folder.
         root: folder of all runs.
         wandb: "auto" is online where a key is set and offline elsewhere.
+        panels: samples a task in what W&B, TensorBoard or MLflow show of each validation.
+        artifacts: log checkpoints, the model and the datasets' versions as W&B artifacts.
         pictures: samples a task in the pictures at the end.
         bootstraps: draws of patients for the 95 % intervals of test scores; 0 leaves them out.
         baseline: score the test split before training too, for the table at the end; and the
@@ -53,7 +57,9 @@ class RunConfig:
 
     name: str = "run"
     root: str = "runs"
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Mode = "auto"
+    panels: int = 4
+    artifacts: bool = False
     pictures: int = 6
     bootstraps: int = 1000
     baseline: bool = True
@@ -115,9 +121,9 @@ def checkpoint_file(run: RunConfig, ckpt_path: str) -> Path:
 @rank_zero_only
 def clear_folder(run: RunConfig) -> None:
     """Makes the folder ready for a new run: what an earlier one wrote there goes."""
-    for name in ("checkpoints", "logs", "model", "pictures"):
+    for name in ("checkpoints", "logs", "model", "pictures", CODE, FAULTS):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, LEDGER, SKIPPED)
+    written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, SESSIONS, LEDGER, SKIPPED)
     for name in (*written, MATRIX, NUMBERS, PICTURE):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -185,10 +191,11 @@ def callbacks(
             f"trainer.val_check_interval={interval} and run.validate={run.validate}; drop one: "
             "run.validate and run.validate_every follow the plan"
         )
-    found: list[Callback] = [CycleRunner(), ledger]
+    found: list[Callback] = [CycleRunner(), Faults(run.folder / FAULTS), ledger]
     found.append(Pictures(run.folder / "pictures", run.pictures))
     if run.measures_forgetting:
         found.append(Forgetting(run.folder))
+    found += tracking_callbacks(run.folder, run.panels)
     if interval is None and not trainer.get("fast_dev_run"):
         found.append(Validation(run, cycle))  # behind those who wait for one
     if trainer.get("enable_progress_bar") is not False:
@@ -216,32 +223,5 @@ def loggers(run: RunConfig) -> list[Logger]:
     """CSV always; W&B as `run.wandb` says. A resumed run goes on in its own W&B run."""
     found: list[Logger] = [CSVLogger(run.folder, name="logs")]
     if run.wandb != "off":
-        offline = run.wandb == "offline" or (run.wandb == "auto" and not _wandb_key())
-        found.append(
-            WandbLogger(
-                project="ark",
-                name=run.name,
-                save_dir=run.folder,
-                offline=offline,
-                resume="allow",
-                id=_wandb_id(run),
-            )
-        )
+        found.append(wandb_logger(run.folder, run.name, run.wandb))
     return found
-
-
-@rank_zero_only
-def _wandb_id(run: RunConfig) -> str:
-    path = run.folder / WANDB_ID
-    if not path.is_file():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()
-
-
-def _wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
