@@ -13,6 +13,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   predict         run a checkpoint on a folder of images
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
+  slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
   shards write    turn a dataset's source into tar shards with an index
   shards index    make the index of tars that exist, also of other tools'
   shards validate check every tar, image and annotation
@@ -48,6 +49,10 @@ def _run(command: str) -> None:
         from ark.ablation import ablate
 
         ablate(sys.argv[2:])
+    elif command == "slurm":
+        from ark.slurm import slurm
+
+        slurm(sys.argv[2:])
     elif command in ("predict", "zeroshot"):
         from jsonargparse import auto_cli
 

@@ -15,8 +15,12 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 
-from ark import alone, fitting
+from ark import alone, fitting, stopping
+from ark.integrity import check_writable
+from ark.keeping import SavingConfig, check_best
 from ark.module import ArkModule
 from ark.planning import CycleConfig
 from ark.run import (
@@ -28,6 +32,7 @@ from ark.run import (
     clear_folder,
     loggers,
 )
+from ark.saving import SealedCheckpointIO
 from ark.tracking.artifacts import checkpoint_files, publish
 from ark.tracking.session import session
 from ark.types import ConfigError
@@ -47,23 +52,25 @@ class ArkCLI(LightningCLI):
         _quieten()
         # ${data.image_size} means this key of the file, below whatever subcommand reads it
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        super().__init__(
-            ArkModule,
-            Mixture,
-            trainer_defaults={
-                "max_epochs": 1,  # a run is one epoch: passes differ by task
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,  # the datamodule shares every batch itself
-                "log_every_n_steps": 5,  # of the same task
-                "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
-            },
-            # omegaconf+ resolves ${...} after all files and overrides are merged
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        self.stop = stopping.GracefulStop(checkpoint=None)
+        with self.stop.listening():
+            super().__init__(
+                ArkModule,
+                Mixture,
+                trainer_defaults={
+                    "max_epochs": 1,  # a run is one epoch: passes differ by task
+                    "num_sanity_val_steps": 0,
+                    "use_distributed_sampler": False,  # the datamodule shares every batch itself
+                    "log_every_n_steps": 5,  # of the same task
+                    "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
+                },
+                # omegaconf+ resolves ${...} after all files and overrides are merged
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # without this an error prints a page of options and then what was wrong
@@ -90,7 +97,10 @@ class ArkCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        run, ckpt_path = RunConfig(**config.run.as_dict()), config.get("ckpt_path")
+        values = config.run.as_dict()
+        run = RunConfig(**values | {"saving": SavingConfig(**values["saving"])})
+        ckpt_path = stopping.resolve_auto(config.get("ckpt_path"), run.checkpoints, run.overwrite)
+        config.ckpt_path = ckpt_path
         if self.subcommand != "fit" and ckpt_path is None:
             raise ConfigError(
                 f"ark {self.subcommand} scores a checkpoint: add --ckpt_path=FILE, or "
@@ -98,18 +108,24 @@ class ArkCLI(LightningCLI):
             )
         if not run.alone:
             check_folder(run, ckpt_path)
+            if self.subcommand == "fit":
+                check_writable(run.folder)
         if ckpt_path is not None:
             config.ckpt_path = str(checkpoint_file(run, ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
         kwargs["default_root_dir"] = str(run.folder)
+        kwargs["plugins"] = _plugins(mine.get("plugins"), run)
         ledger = self.datamodule.ledger(run.folder if self.subcommand == "fit" else None)
+        given = mine.get("callbacks") or []
         if self.subcommand != "fit":
             kwargs["logger"] = False
-            kwargs["callbacks"] = [*(mine.get("callbacks") or []), ledger]
+            kwargs["callbacks"] = [*given, ledger, self.stop]
             return super().instantiate_trainer(**kwargs)
-        kwargs["callbacks"] = [*(mine.get("callbacks") or []), *callbacks(run, plan, mine, ledger)]
+        check_best(run.saving, self.model.network)
+        self.stop.checkpoint = run.checkpoints / LAST
+        kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):
             clear_folder(run)
         if mine.get("logger") in (None, True) and not run.alone:
@@ -168,6 +184,16 @@ class ArkCLI(LightningCLI):
         config.ckpt_path = None
         config.run.overwrite, config.run.alone, config.run.name = False, False, name
         return self._parser(self.subcommand).dump(config)
+
+
+def _plugins(given: Any, run: RunConfig) -> list[Any]:
+    """The recipe's own, and ours where it has none of their kind."""
+    found = list(given) if isinstance(given, list) else [given] if given else []
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in found):
+        found += stopping.plugins()
+    if not any(isinstance(plugin, CheckpointIO) for plugin in found):
+        found.append(SealedCheckpointIO(run.saving.background))
+    return found
 
 
 # where things lie, how fast they are read, what is only reported or checked elsewhere

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -18,16 +19,19 @@ from ark.callbacks import CycleProgressBar, CycleRunner
 from ark.cycle import Cycle, Unit
 from ark.faults import Faults
 from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
+from ark.integrity import newest_intact
+from ark.keeping import SavingConfig, checkpoint_callbacks
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
+from ark.saving import LAST as LAST
 from ark.tracking.callbacks import tracking_callbacks
 from ark.tracking.identity import WANDB_ID, Mode
 from ark.tracking.session import CODE, SESSIONS
 from ark.tracking.wandb_logger import wandb_logger
 from ark.types import ConfigError
 
-LAST = "last.ckpt"
+log = logging.getLogger("ark")
 FAULTS = "faults"
 
 
@@ -50,6 +54,7 @@ class RunConfig:
             `ark.forgetting`).
         validate_every: after every how many of them.
         checkpoint_every: steps between checkpoints; one cycle if not given.
+        saving: which checkpoints are kept beside the last two, and how they are written.
         overwrite: start anew in a folder that holds another run's checkpoints.
         alone: instead of one run, train each task alone from the same start with the same steps,
             and print both side by side.
@@ -66,6 +71,7 @@ class RunConfig:
     validate: Unit = "cycle"
     validate_every: int = 1
     checkpoint_every: int | None = None
+    saving: SavingConfig = field(default_factory=SavingConfig)
     overwrite: bool = False
     alone: bool = False
 
@@ -103,19 +109,29 @@ def check_folder(run: RunConfig, ckpt_path: str | None) -> None:
             f"run: validate_every={run.validate_every}, checkpoint_every={every}; "
             "expected at least 1"
         )
+    run.saving.check()
     if ckpt_path is None:
         if any(run.checkpoints.glob("*.ckpt")) and not run.overwrite:
             raise ConfigError(
                 f"{run.folder} holds a run with checkpoints; go on with it (--ckpt_path last), "
                 "choose another --run.name, or start anew with --run.overwrite=true"
             )
-    elif not checkpoint_file(run, ckpt_path).is_file():
-        raise ConfigError(f"ckpt_path: no checkpoint {checkpoint_file(run, ckpt_path)}")
+    elif ckpt_path == "last":
+        if not any(run.checkpoints.glob("*.ckpt")):
+            raise ConfigError(f"ckpt_path: no checkpoint {run.checkpoints / LAST}")
+    elif not Path(ckpt_path).is_file():
+        raise ConfigError(f"ckpt_path: no checkpoint {ckpt_path}")
 
 
 def checkpoint_file(run: RunConfig, ckpt_path: str) -> Path:
-    """The file that `ckpt_path` names; "last" is the newest of this run."""
-    return run.checkpoints / LAST if ckpt_path == "last" else Path(ckpt_path)
+    """The file that `ckpt_path` names; "last" is the newest intact one of this run.
+
+    Raises:
+        ConfigError: none is intact.
+    """
+    if ckpt_path != "last":
+        return Path(ckpt_path)
+    return newest_intact(run.checkpoints, rank_zero_only(log.warning))
 
 
 @rank_zero_only
@@ -204,19 +220,8 @@ def callbacks(
         found.append(LearningRateMonitor(logging_interval="step"))
     if trainer.get("enable_checkpointing") is not False:
         every = run.checkpoint_every or cycle.steps_per_cycle
-        found.append(_checkpoint(run, "best-{step}", monitor="val/score", mode="max"))
-        found.append(_checkpoint(run, Path(LAST).stem, every_n_train_steps=every))
+        found += checkpoint_callbacks(run.checkpoints, every, run.saving)
     return found
-
-
-def _checkpoint(run: RunConfig, filename: str, **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        run.checkpoints,
-        filename,
-        auto_insert_metric_name=False,  # metric names hold "/", which would make folders
-        enable_version_counter=False,  # a step that is done again writes the same file again
-        **options,
-    )
 
 
 def loggers(run: RunConfig) -> list[Logger]:
