@@ -112,14 +112,14 @@ def remove_halves(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` if need be, writes a file into it and removes it.
+    """Writes a file into `folder`, or where it would be made, and removes it.
 
     Raises:
         ConfigError: names the folder and the reason.
     """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with tempfile.NamedTemporaryFile(dir=there) as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
