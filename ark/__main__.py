@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 HELP = """\
@@ -36,6 +37,8 @@ def main() -> None:
 def _run(command: str) -> None:
     # Imported here: `ark --help` answers at once, and shards need no torch.
     if command in ("fit", "validate", "test"):
+        # each rank would warn of DDP's search for unused parameters, which it may well need
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from ark import memory
         from ark.cli import ArkCLI
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import TASKS, write_recipe
-from test_ranks import ark_on
+from test_ranks import MASKS, ark_on
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gradients on ranks")]
 
 PHASES = [
     *({"task": task, "lock": ["backbone"], "steps": 1} for task in TASKS),
@@ -17,10 +17,6 @@ PHASES = [
     {"tasks": ["all"], "steps": 2},
     {"task": TASKS[1], "train": ["head"], "steps": 1},
 ]
-MASKS = {  # every rank draws its own dropout
-    "class_path": "heads.segmentation.SegmentationHead",
-    "init_args": {"decoder_args": {"dropout": 0.0}},
-}
 ROUNDING = 3e-6  # of float32 sums in another order; at most 1.2e-6 was seen
 STEPS = sum(int(phase["steps"]) for phase in PHASES)  # type: ignore[call-overload]
 

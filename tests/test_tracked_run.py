@@ -26,6 +26,7 @@ from ark.tracking.session import read_sessions
 from ark.tracking.wandb_logger import AXIS
 from ark.types import ConfigError
 
+pytestmark = pytest.mark.xdist_group("tracked run")
 TASKS = ("tiny_findings/findings", "tiny_boxes/boxes", "tiny_organs/organs")
 STEPS = 12  # of the plan: two cycles of three passes of two steps
 STOPS = (4, 9, None)  # in the middle of a pass, of a cycle; the end

@@ -19,7 +19,7 @@ Samples = list[tuple[str, int]]  # (key, augmentation seed)
 
 
 class Trace(Callback):
-    """Appends a line for every batch that went through a training step.
+    """Appends a line for every batch that went through a training step, and one for its loss.
 
     Args:
         folder: for a file a rank; one folder a session.
@@ -35,6 +35,13 @@ class Trace(Callback):
         line = [trainer.global_step, batch.task, batch.keys, batch.seeds, batch.positions]
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        with (self.folder / f"rank{trainer.global_rank}.losses").open("a") as file:
+            file.write(f"{self._step} {float(outputs['loss'])!r}\n")
 
 
 class Kill(Callback):
@@ -73,6 +80,16 @@ def traced(folder: Path) -> dict[int, Samples]:
     return {
         step: [(key, seed) for _, key, seed in sorted(samples)] for step, samples in steps.items()
     }
+
+
+def traced_losses(folder: Path) -> dict[int, float]:
+    """Step -> the mean of its losses over ranks and accumulated batches: what is minimised."""
+    steps: dict[int, list[float]] = defaultdict(list)
+    for path in folder.glob("*.losses"):
+        for line in path.read_text().splitlines():
+            step, loss = line.split()
+            steps[int(step)].append(float(loss))
+    return {step: sum(found) / len(found) for step, found in steps.items()}
 
 
 class Gradients(Callback):

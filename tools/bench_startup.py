@@ -39,7 +39,10 @@ def main() -> None:
     options, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         fit = ["fit", f"--config={options.config}", f"--run.root={folder}", "--run.overwrite=true"]
-        fit += ["--run.wandb=off", '--trainer.callbacks=[{"class_path": "bench_startup.FirstStep"}]']
+        fit += [
+            "--run.wandb=off",
+            '--trainer.callbacks=[{"class_path": "bench_startup.FirstStep"}]',
+        ]
         ways = {
             "ark --help": ["--help"],
             "first step": [*fit, *more],

@@ -15,9 +15,11 @@ from commands import write_recipe
 from safetensors.torch import load_file
 from slurm_cluster import Cluster, tail, until
 from tracing import traced
+from wandb_read import offline_runs
 
 from ark.slurm import slurm
 from ark.stopping import INTERRUPTED
+from ark.tracking.wandb_logger import AXIS
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 STEPS = 24
@@ -67,6 +69,10 @@ class Job:
         """Until both ranks have begun `step`."""
         until(lambda: traced(self.trace).get(step), lambda: f"no step {step}\n{tail(self.log)}")
 
+    def restart(self, count: int) -> None:
+        """Until SLURM has queued it again for the `count`th time."""
+        until(lambda: self.cluster.show(self.id)["Restarts"] == str(count), lambda: tail(self.log))
+
     def end(self, state: str = "COMPLETED") -> dict[str, str]:
         return self.cluster.wait(self.id, state, self.log)
 
@@ -88,17 +94,25 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(value, other[name]), name
 
 
-def test_warned_it_is_queued_again_and_ends_the_same(whole, cluster, tmp_path) -> None:
-    job = Job(cluster, tmp_path)
-    job.reach(5)
-    subprocess.run(["scancel", "-s", "USR1", job.id], check=True)
-    assert job.end()["Restarts"] == "1"
+def test_warned_three_times_it_ends_the_same_and_is_one_wandb_run(whole, cluster, tmp_path) -> None:
+    job = Job(cluster, tmp_path, "--run.wandb=offline")
+    for restarts, step in enumerate((4, 10, 16), start=1):
+        job.reach(step)
+        subprocess.run(["scancel", "-s", "USR1", job.id], check=True)
+        job.restart(restarts)
+    job.end()
     said = job.log.read_text()
     assert re.search(r"stopped by SIGUSR1 after step \d+ of 24 \(cycle 1/2", said)
-    assert f"job {job.id} is queued again and goes on by itself" in said
+    assert said.count(f"job {job.id} is queued again and goes on by itself") == 3
     assert sorted(traced(job.trace)) == list(range(STEPS))
     assert all(len(samples) == 4 for samples in traced(job.trace).values())  # no step twice
     assert_same(whole, job.weights())
+    sessions = offline_runs(job.folder)
+    assert [session.exit_code for session in sessions] == [INTERRUPTED] * 3 + [0]
+    assert len({session.id for session in sessions}) == 1
+    losses = [s.series("train/tiny_findings/findings/loss", AXIS) for s in sessions]
+    assert sorted(step for series in losses for step in series) == list(range(STEPS))
+    assert [s.of("preempting") != [] for s in sessions] == [True] * 3 + [False]
 
 
 def test_preempted_by_slurm_it_ends_the_same(whole, cluster, tmp_path) -> None:
@@ -116,7 +130,7 @@ def test_near_its_time_limit_it_is_queued_again(whole, cluster, tmp_path) -> Non
     job.reach(2)
     minutes = _elapsed(cluster, job) // 60 + 1
     subprocess.run(["scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}"], check=True)
-    until(lambda: cluster.show(job.id)["Restarts"] == "1", lambda: tail(job.log))
+    job.restart(1)
     subprocess.run(["scontrol", "update", f"JobId={job.id}", "TimeLimit=20"], check=True)
     job.end()
     assert "stopped by SIGUSR1 after step" in job.log.read_text()
@@ -143,7 +157,7 @@ def test_a_node_is_lost(whole, cluster, tmp_path) -> None:
         subprocess.run([*link, "down"], check=True)
     else:
         os.kill(pid, 9)
-    until(lambda: cluster.show(job.id)["Restarts"] == "1", lambda: tail(job.log))
+    job.restart(1)
     if cluster.two_hosts:
         subprocess.run([*link, "up"], check=True)
     else:
