@@ -24,6 +24,7 @@ class Evaluation(pl.LightningModule):
         self.scored: tuple[str, ...] = WHO  # whom an evaluation scores
         self.calibrating = False  # whether a validation lets the heads choose their thresholds
         self.draws = 0  # bootstrap draws of a test; 0: no intervals
+        self.intervals: dict[str, Any] = {}  # of the last test
 
     def on_validation_epoch_start(self) -> None:
         self.scores = Scores(self.networks, self.scored, self.device)

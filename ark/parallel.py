@@ -18,14 +18,17 @@ class PhaseDDPStrategy(DDPStrategy):
     """`trainer.strategy: ddp`, and what `auto` means on several devices.
 
     Args:
+        find_unused_parameters: a rank whose images have no boxes uses fewer than the others.
         kwargs: of Lightning's DDPStrategy and of torch's DistributedDataParallel.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        # a rank whose images have no boxes uses fewer parameters than the others
-        kwargs = {"find_unused_parameters": True, **kwargs}
-        # weights are equal from the start; BatchNorm's statistics: `ark.ranks`
-        super().__init__(**kwargs, broadcast_buffers=False, init_sync=False)
+    def __init__(self, find_unused_parameters: bool = True, **kwargs: Any) -> None:
+        super().__init__(
+            find_unused_parameters=find_unused_parameters,
+            broadcast_buffers=False,  # BatchNorm's statistics: `ark.ranks`
+            init_sync=False,  # weights are equal from the start
+            **kwargs,
+        )
 
     def configure_ddp(self) -> None:
         """Only makes all ranks start alike: nothing is known yet of the first phase."""

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"phase": "CountedPhases", "once": "CountedOnce", "end": "AtTheEnd"}
 
 
-def counted(strategy: Any, bucket: dist.GradBucket) -> Any:
+def counted(strategy, bucket):  # type: ignore[no-untyped-def] # DDP refuses annotations as strings
     """DDP's own all-reduce, whose bytes are added up."""
     strategy.sent += bucket.buffer().numel() * bucket.buffer().element_size()
     return allreduce_hook(None, bucket)  # type: ignore[arg-type]
@@ -58,8 +58,8 @@ class CountedPhases(PhaseDDPStrategy):
 class CountedOnce(DDPStrategy):
     sent = 0
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(find_unused_parameters=True, **options)
+    def __init__(self, find_unused_parameters: bool = True, **options: Any) -> None:
+        super().__init__(find_unused_parameters=find_unused_parameters, **options)
 
     def configure_ddp(self) -> None:
         super().configure_ddp()
