@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,29 +20,36 @@ PHASES = [
     {"task": TASKS[1], "train": ["head"], "steps": 1},
 ]
 ROUNDING = 3e-6  # of float32 sums in another order; at most 1.2e-6 was seen
-STEPS = sum(int(phase["steps"]) for phase in PHASES)  # type: ignore[call-overload]
+FROZEN = [{"task": task, "lock": ["backbone"], "steps": 1} for task in TASKS]
 
 
-def gradients(folder: Path, ranks: int, *options: object) -> list[dict[str, torch.Tensor]]:
+def gradients(
+    folder: Path,
+    ranks: int,
+    *options: object,
+    backbone: str = "test_convnext",  # no BatchNorm
+    phases: Sequence[Mapping[str, Any]] = PHASES,
+) -> list[dict[str, torch.Tensor]]:
     """Of each step of a run; the same on all ranks, as are student and teacher at its end."""
     folder.mkdir(exist_ok=True)
     recipe = write_recipe(
         folder,
         data={"image_size": 64, "batch_size": 8, "workers": 0, "heads": {"segmentation": MASKS}},
         model={
-            "backbone": {"name": "test_convnext"},  # no BatchNorm
+            "backbone": {"name": backbone},
             "projector": {"width": 16},
             # Adam would divide what rounding left of a gradient near zero by its own size
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
         },
-        cycle={"cycles": 1, "phases": PHASES},
+        cycle={"cycles": 1, "phases": list(phases)},
         run={"root": str(folder / "runs"), "wandb": "off", "pictures": 0, "baseline": False},
     )
     trace = folder / f"trace{ranks}{len(options)}"
     callback = {"class_path": "tracing.Gradients", "init_args": {"folder": str(trace)}}
     args = ["fit", "--config", recipe, f"--run.name=on{ranks}", f"--trainer.callbacks=[{callback}]"]
     ark_on(ranks, *args, "--trainer.limit_val_batches=0", *options)
-    steps = [[load(trace, f"step{n}", rank) for rank in range(ranks)] for n in range(STEPS)]
+    count = sum(phase["steps"] for phase in phases)
+    steps = [[load(trace, f"step{n}", rank) for rank in range(ranks)] for n in range(count)]
     for others in (*steps, [load(trace, "end", rank) for rank in range(ranks)]):
         for other in others[1:]:
             assert_same(others[0], other, 0.0)
@@ -77,4 +86,11 @@ def test_and_where_they_accumulate(tmp_path: Path) -> None:
     option = "--trainer.accumulate_grad_batches=2"
     expected = gradients(tmp_path / "one", 1, option)
     for one, other in zip(expected, gradients(tmp_path / "two", 2, option), strict=True):
+        assert_same(one, other, ROUNDING)
+
+
+def test_and_where_batchnorm_is_frozen(tmp_path: Path) -> None:
+    frozen: Any = {"backbone": "test_efficientnet", "phases": FROZEN}
+    expected = gradients(tmp_path / "one", 1, **frozen)
+    for one, other in zip(expected, gradients(tmp_path / "two", 2, **frozen), strict=True):
         assert_same(one, other, ROUNDING)

@@ -1,6 +1,6 @@
 """Start-up: how long `ark --help` and the demo's first training step take from a cold start.
 
-    python tools/bench_startup.py [--rounds 3] [--config configs/quickstart.yaml] [more of `ark fit`]
+    python tools/bench_startup.py [--rounds 3] [--config RECIPE.yaml] [more of `ark fit`]
 
 The demo's shards must be there (`make demo` writes them). Before its first step it scores the test
 split once for the report's column `start`; `without the start's scores` leaves that out
