@@ -53,7 +53,7 @@ def _run(command: str) -> None:
 
         ablate(sys.argv[2:])
     elif command == "slurm":
-        from ark.slurm import slurm
+        from ark.slurm.command import slurm
 
         slurm(sys.argv[2:])
     elif command in ("predict", "zeroshot"):

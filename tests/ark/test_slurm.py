@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from ark import slurm as module
 from ark.errors import ConfigError
-from ark.slurm import bash_array, seconds, slurm
+from ark.slurm import work
+from ark.slurm.command import slurm
+from ark.slurm.job import seconds
+from ark.slurm.work import bash_array
 
 RUN = {"name": "long/xrays", "root": "runs", "overwrite": False, "alone": False}
 
@@ -21,7 +23,7 @@ RUN = {"name": "long/xrays", "root": "runs", "overwrite": False, "alone": False}
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What `ark fit --print_config` would say of the run; in an empty folder."""
     run = dict(RUN)
-    monkeypatch.setattr(module, "resolved", lambda options: {"run": run})
+    monkeypatch.setattr(work, "resolved", lambda options: {"run": run})
     monkeypatch.chdir(tmp_path)
     return run
 

@@ -17,7 +17,7 @@ from slurm_cluster import Cluster, tail, until
 from tracing import traced
 from wandb_read import offline_runs
 
-from ark.slurm import slurm
+from ark.slurm.command import slurm
 from ark.stopping import INTERRUPTED
 from ark.tracking.wandb_logger import AXIS
 
