@@ -116,7 +116,7 @@ class GracefulStop(Callback):
         """A launcher kills all ranks when one has ended, so they end together."""
         self._looks = True  # whoever still signals: it is noted
         if _first():
-            again = "go on with the same command and --ckpt_path last"
+            again = "go on with the same command and --ckpt_path auto"
             if stop.requeue:
                 again = requeue_job()
             log.warning("stopped by %s %s; %s", stop.by.name, stop.where, again)

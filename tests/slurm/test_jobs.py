@@ -144,7 +144,7 @@ def test_cancelled_it_leaves_a_checkpoint(cluster, tmp_path) -> None:
     assert job.end("CANCELLED")["ExitCode"] == f"{INTERRUPTED}:0"
     step = torch.load(job.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert step == max(traced(job.trace)) + 1
-    assert "--ckpt_path last" in job.log.read_text()
+    assert "--ckpt_path auto" in job.log.read_text()
 
 
 def test_a_node_is_lost(whole, cluster, tmp_path) -> None:
