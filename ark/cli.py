@@ -23,6 +23,7 @@ from ark import alone, fitting, stopping
 from ark.integrity import check_writable
 from ark.keeping import SavingConfig, check_best
 from ark.module import ArkModule
+from ark.parallel import limit_waiting
 from ark.planning import CycleConfig
 from ark.run import (
     LAST,
@@ -131,7 +132,7 @@ class ArkCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
             kwargs["callbacks"] = [*given, ledger, self.stop]
-            return super().instantiate_trainer(**kwargs)
+            return self._trainer(kwargs)
         check_best(run.saving, self.model.network)
         self.stop.checkpoint = run.checkpoints / LAST
         kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
@@ -143,7 +144,12 @@ class ArkCLI(LightningCLI):
             micro = mine.get("accumulate_grad_batches") or 1
             kwargs["val_check_interval"] = plan.total_steps * micro  # ark.run.Validation says when
             kwargs["check_val_every_n_epoch"] = None
-        return super().instantiate_trainer(**kwargs)
+        return self._trainer(kwargs)
+
+    def _trainer(self, options: dict[str, Any]) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**options)
+        limit_waiting(trainer.strategy, self.run.timeout)
+        return trainer
 
     def fit(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.fit."""

@@ -7,9 +7,10 @@ other tasks are ever sent (measured against other ways: docs/benchmarks.md).
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
 from pytorch_lightning.strategies.ddp import _sync_module_states
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,6 +46,12 @@ class PhaseDDPStrategy(DDPStrategy):
     @property
     def wrapper(self) -> DistributedDataParallel | None:
         return self.model if isinstance(self.model, DistributedDataParallel) else None
+
+
+def limit_waiting(strategy: Strategy, seconds: float) -> None:
+    """How long a rank waits for another one before it gives up; before the strategy is set up."""
+    if hasattr(strategy, "_timeout"):  # of Lightning's strategies with a process group
+        strategy._timeout = timedelta(seconds=seconds)
 
 
 StrategyRegistry.register(

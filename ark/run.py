@@ -55,6 +55,8 @@ class RunConfig:
         validate_every: after every how many of them.
         checkpoint_every: steps between checkpoints; one cycle if not given.
         saving: which checkpoints are kept beside the last two, and how they are written.
+        timeout: seconds that a rank waits for the others before it ends with an error. More than
+            any rank may need alone: to write shards, or the report.
         overwrite: start anew in a folder that holds another run's checkpoints.
         alone: instead of one run, train each task alone from the same start with the same steps,
             and print both side by side.
@@ -72,6 +74,7 @@ class RunConfig:
     validate_every: int = 1
     checkpoint_every: int | None = None
     saving: SavingConfig = field(default_factory=SavingConfig)
+    timeout: float = 1800.0
     overwrite: bool = False
     alone: bool = False
 
@@ -109,6 +112,8 @@ def check_folder(run: RunConfig, ckpt_path: str | None) -> None:
             f"run: validate_every={run.validate_every}, checkpoint_every={every}; "
             "expected at least 1"
         )
+    if run.timeout <= 0:
+        raise ConfigError(f"run.timeout={run.timeout}; expected a number of seconds above 0")
     run.saving.check()
     if ckpt_path is None:
         if any(run.checkpoints.glob("*.ckpt")) and not run.overwrite:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 
@@ -14,6 +16,7 @@ def outlive_signals() -> None:
     it would end the trainer in the middle of the step that it is about to finish. The first SIGTERM
     is taken for one of those; the second is the trainer's own, which waits some seconds for its
     workers before it sends one. A worker whose trainer is gone ends by itself: torch sees to that.
+    SIGQUIT ends it at once.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -26,3 +29,15 @@ def outlive_signals() -> None:
             os._exit(os.EX_OK)
 
     signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGQUIT, lambda *_: os._exit(os.EX_OK))
+
+
+def end_workers() -> None:
+    """For the trainer, when nothing is to be loaded any more, whatever ended it.
+
+    Python itself sends them one SIGTERM when it exits and waits: for ever, since they outlive it.
+    """
+    for worker in multiprocessing.active_children():
+        if worker.daemon and worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGQUIT)

@@ -28,6 +28,7 @@ from ark import ranks
 from ark.callbacks import describe
 from ark.module import ArkModule
 from ark.saving import SealedCheckpointIO
+from ark.signals import end_workers
 from ark.tracking.wandb_logger import mark_preempted
 from ark.types import ConfigError
 
@@ -101,6 +102,7 @@ class GracefulStop(Callback):
             raise
         finally:
             self._looks = False
+            end_workers()
             for number, handler in before.items():
                 late = handler == signal.SIG_DFL
                 signal.signal(number, _nothing if late else handler)
@@ -136,7 +138,8 @@ class GracefulStop(Callback):
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if self._group is None and ranks.several():
-            self._group = dist.new_group(backend="gloo")
+            patience = getattr(trainer.strategy, "_timeout", None)
+            self._group = dist.new_group(backend="gloo", timeout=patience)
         environment = getattr(trainer.strategy, "cluster_environment", None)
         self._spawned = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         self._looks = True
