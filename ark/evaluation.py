@@ -27,6 +27,10 @@ class Evaluation(pl.LightningModule):
         self.intervals: dict[str, Intervals] = {}  # of the last test
 
     def on_validation_epoch_start(self) -> None:
+        if self.calibrating:
+            for network in self.networks.values():
+                for head in network.heads_by_key().values():
+                    head.uncalibrate()
         self.scores = Scores(self.networks, self.scored, self.device)
 
     def on_test_epoch_start(self) -> None:

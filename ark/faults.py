@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ark.errors import ConfigError
@@ -28,7 +30,8 @@ class Faults(Callback):
     every failure in training which rank, step, phase, tasks and samples it was.
 
     The batch of a loss that is not finite is kept in `folder` for replay: on a GPU a step later
-    than it ran, so that no step waits for the device.
+    than it ran, so that no step waits for the device. Of several ranks those with a finite loss
+    have its gradient too: none writes a checkpoint of weights that are no numbers.
 
     Args:
         folder: for the batches; made when there is one.
@@ -54,12 +57,18 @@ class Faults(Callback):
             finite = finite.to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._waiting = self._step, batch, finite, event
+        self._waiting, self._batch = (self._step, batch, finite, event), None
         if event is None:
             self._resolve(trainer, module)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         self._resolve(trainer, module)
+        norms = torch._foreach_norm(list(module.parameters()))
+        if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+            raise NotFiniteError(
+                f"the weights are not finite after step {trainer.global_step}: no checkpoint is "
+                "written of them. Where there are other ranks, one of them says which batch it was"
+            )
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._resolve(trainer, module)
@@ -96,22 +105,46 @@ class Faults(Callback):
         return file
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if not trainer.training or self._batch is None:
-            return
         if isinstance(exception, KeyboardInterrupt | SystemExit | ConfigError):
             return
-        log.error("%s", self._where(trainer, module))
+        if trainer.state.fn != TrainerFn.FITTING or trainer.global_step >= module.cycle.total_steps:
+            log.error("\nrank %d of %d failed", trainer.global_rank, trainer.world_size)
+        else:
+            log.error("\n%s", self._where(trainer, module))  # the bar has no end of its line
         if isinstance(exception, torch.cuda.OutOfMemoryError):
             log.error("%s", _out_of_memory(module.device))
+        for pattern, advice in _ADVICE.items():
+            if re.search(pattern, str(exception), re.IGNORECASE):
+                log.error("%s", advice)
 
     def _where(self, trainer: pl.Trainer, module: Any) -> str:
-        assert self._batch is not None
-        at = module.cycle.at(self._step)
-        keys = {part.task: part.keys for part in self._batch.parts}
+        doing = "waiting for the batch of" if trainer.training else "validating before"
+        step, samples = trainer.global_step, ""
+        if trainer.training and self._batch is not None:
+            doing, step = "in", self._step
+            samples = f"; its samples: { {part.task: part.keys for part in self._batch.parts} }"
+        at = module.cycle.at(step)
         return (
-            f"rank {trainer.global_rank} of {trainer.world_size} failed in step {at.step}, cycle "
-            f"{at.cycle + 1}, {at.phase.name} ({at.phase.state}); its samples: {keys}"
+            f"rank {trainer.global_rank} of {trainer.world_size} failed {doing} step {at.step}, "
+            f"cycle {at.cycle + 1}, {at.phase.name} ({at.phase.state}){samples}"
         )
+
+
+# what torch's errors look like, and what they mean
+_ADVICE = {
+    r"timed out|timeout": (
+        "Another rank did not answer within run.timeout: the one that says no such thing hangs "
+        "(its disk, its data, a driver) or is slower than that. Go on with --ckpt_path=last."
+    ),
+    r"closed by peer|reset by peer|connection (was )?(refused|closed)": (
+        "Another rank has died; what it said stands above, or nothing where it was killed (out of "
+        "memory, a lost node). Go on with --ckpt_path=last."
+    ),
+    r"DataLoader worker .* (killed|exited)": (
+        "A process that decodes was killed, mostly for want of memory: lower data.workers or "
+        "data.batch_size, ask for more memory, or enlarge /dev/shm. Go on with --ckpt_path=last."
+    ),
+}
 
 
 def _out_of_memory(device: torch.device) -> str:

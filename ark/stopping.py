@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ from ark.types import ConfigError
 log = logging.getLogger("ark")
 INTERRUPTED = os.EX_TEMPFAIL  # 75: the exit code of a run that has to go on
 AUTO = "auto"
+_PATIENCE = 10.0  # seconds in which the other ranks notice that one has failed
 
 
 class Interrupted(SystemExit):
@@ -81,6 +83,7 @@ class GracefulStop(Callback):
         self._vote: tuple[torch.Tensor, Any] | None = None  # under way
         self._done = 0  # optimiser steps
         self._learned = False  # whether this session made a step
+        self._launched: list[subprocess.Popen[bytes]] = []  # ranks that Lightning started from here
         self._spawned = False  # whether Lightning started this process, on behalf of another
 
     # -- signals --------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ class GracefulStop(Callback):
         finally:
             self._looks = False
             end_workers()
+            self._end_launched()
             for number, handler in before.items():
                 late = handler == signal.SIG_DFL
                 signal.signal(number, _nothing if late else handler)
@@ -130,6 +134,14 @@ class GracefulStop(Callback):
         if self._spawned:
             stop.code = 0  # for any other, Lightning kills the first rank, whose code counts
 
+    def _end_launched(self) -> None:
+        """Ranks that Lightning started from this one: none may hang on when this one has failed."""
+        for process in self._launched if sys.exc_info()[0] else []:
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
     # -- what Lightning calls -------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
@@ -140,12 +152,14 @@ class GracefulStop(Callback):
         if self._group is None and ranks.several():
             patience = getattr(trainer.strategy, "_timeout", None)
             self._group = dist.new_group(backend="gloo", timeout=patience)
+        self._launched = getattr(trainer.strategy.launcher, "procs", [])
         environment = getattr(trainer.strategy, "cluster_environment", None)
         self._spawned = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         self._looks = True
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        self._looks = False
+        # one rank alone must not leave: the next loop looks, or the run ends by itself
+        self._looks = self._group is not None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._done = trainer.global_step

@@ -267,7 +267,8 @@ def differences(whole: Path, struck: Path) -> list[str]:
 
 def _last_lines(ledger: Path) -> pd.DataFrame:
     lines = pd.read_csv(ledger)
-    return lines[lines["step"] == lines["step"].max()].reset_index(drop=True)
+    last = lines[lines["step"] == lines["step"].max()]
+    return last.drop_duplicates().reset_index(drop=True)  # a finished run may have gone on
 
 
 def strikes_of(count: int, seed: int, most_steps: int) -> Iterator[Strike]:

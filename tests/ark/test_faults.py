@@ -22,17 +22,24 @@ KINDS = ("multilabel", "detection")
 
 
 class Spoil(Callback):
-    """Makes weights NaN, or raises, in step 2."""
+    """Makes weights NaN, or raises, in step 2 or while its batch is waited for."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
+    def __init__(self, error: Exception | None = None, waiting: bool = False) -> None:
+        self.error, self.waiting = error, waiting
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: ArkModule, *_) -> None:
         if trainer.global_step == 2:
             if self.error:
-                raise self.error
+                self._raise(self.waiting)
             with torch.no_grad():
                 next(module.network.heads.parameters()).fill_(torch.nan)
+
+    def on_before_backward(self, trainer: pl.Trainer, *_) -> None:
+        self._raise(self.error is not None and trainer.global_step == 2)
+
+    def _raise(self, now: bool) -> None:
+        if now:
+            raise self.error  # type: ignore[misc]
 
 
 def fit(folder: Path, spoil: Spoil) -> None:
@@ -79,10 +86,29 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_batch(tmp_path, ca
 
 
 def test_any_other_failure_says_where_it_was(tmp_path, caplog) -> None:
-    with pytest.raises(RuntimeError, match="worker"):
-        fit(tmp_path, Spoil(RuntimeError("a worker died")))
-    assert "rank 0 of 1 failed in step" in caplog.text
+    with pytest.raises(RuntimeError, match="strange"):
+        fit(tmp_path, Spoil(RuntimeError("something strange")))
+    assert "rank 0 of 1 failed in step 2, cycle 1, toy/multilabel + toy/detection" in caplog.text
+    assert "its samples: {'toy/multilabel': ['s2a', 's2b']" in caplog.text
     assert not (tmp_path / "faults").exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", "lower data.workers"),
+        ("[gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:49370", "rank has died"),
+        (
+            "Timed out waiting 10000ms for recv operation",
+            "did not answer within run.timeout",
+        ),
+    ],
+)
+def test_what_torch_says_is_explained(tmp_path, caplog, message: str, advice: str) -> None:
+    with pytest.raises(RuntimeError):
+        fit(tmp_path, Spoil(RuntimeError(message), waiting=True))
+    assert "rank 0 of 1 failed waiting for the batch of step 2" in caplog.text
+    assert advice in caplog.text
 
 
 def test_out_of_memory_names_the_ways_out(tmp_path, caplog, monkeypatch) -> None:
