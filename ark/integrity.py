@@ -117,7 +117,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigError: names the folder and the reason.
     """
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    parents = folder, *folder.absolute().parents
+    there = next(path for path in parents if os.path.exists(path))  # Path.exists may raise
     try:
         with tempfile.NamedTemporaryFile(dir=there) as file:
             file.write(bytes(4096))
