@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,23 +25,26 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ark import ranks
+from ark.integrity import is_sharded
 from ark.module import ArkModule
 from ark.network import Network
+from ark.shards import read_folder, write_folder
 from ark.types import ConfigError
 
 LEAST = 0.01  # of the backbone's parameters: smaller modules are gathered with what holds them
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """`trainer.strategy: fsdp2`. A checkpoint is one file with whole tensors, as without it: either
-    goes on from the other's, on any number of ranks.
+    """`trainer.strategy: fsdp2`. Goes on from any checkpoint, on any number of ranks.
 
     Args:
+        save_distributed_checkpoint: each rank writes its part into a folder. Otherwise the first
+            writes one file of whole tensors, as without sharding: ddp goes on from it too.
         kwargs: of Lightning's ModelParallelStrategy.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(save_distributed_checkpoint=False, **kwargs)
+    def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **kwargs)
         self._accumulating = False
 
     def setup_environment(self) -> None:
@@ -126,6 +130,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
         """Every rank must ask: whole tensors in host memory; on other ranks than the first none."""
+        if self._save_distributed_checkpoint:
+            return state
 
         def whole(shards: DTensor) -> Tensor | None:
             tensor = shards.full_tensor()
@@ -133,8 +139,30 @@ class ShardedStrategy(ModelParallelStrategy):
 
         return apply_to_collection(state, DTensor, whole)
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        write_folder(checkpoint, Path(self.broadcast(filepath)))
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        if not is_sharded(Path(checkpoint_path)):
+            return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        assert self.lightning_module is not None
+        state = self.lightning_module.state_dict()
+        parameters = [
+            list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+            for optimizer in self.optimizers
+        ]
+
+        def like(keys: list[str]) -> Tensor | None:
+            if keys[0] == "state_dict":
+                return state.get(keys[1])
+            return parameters[int(keys[1])][int(keys[3])] if parameters else None
+
+        return read_folder(Path(checkpoint_path), like)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -191,7 +219,8 @@ def average_whole(parameters: Iterable[nn.Parameter]) -> None:
 
 def sharded_as(value: Any, like: Any) -> Any:
     """This rank's part of a whole tensor, if it belongs to one that is sharded."""
-    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if whole and isinstance(like, DTensor) and value.shape == like.shape:
         value = value.to(like.device)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return value
