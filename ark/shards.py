@@ -51,8 +51,9 @@ def read_folder(path: Path, like: Callable[[list[str]], Tensor | None]) -> dict[
     for name, facts in found.items():
         size, dtype = facts.size, facts.properties.dtype  # type: ignore[union-attr]
         model = like(name.split("\n"))
-        fits = model is not None and model.shape == size
-        tensors[name] = torch.zeros_like(model) if fits else torch.zeros(size, dtype=dtype)
+        tensors[name] = torch.zeros(size, dtype=dtype)
+        if model is not None and model.shape == size:
+            tensors[name] = torch.zeros_like(model)
     dcp.load(tensors, checkpoint_id=path)
     checkpoint = torch.load(path / REST, map_location="cpu", weights_only=True)
     for name, value in tensors.items():
