@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from commands import write_recipe
 from safetensors.torch import load_file
 from test_ranks import MASKS, ark_on
@@ -93,6 +94,10 @@ def test_it_goes_on_and_learns_the_same(whole, strategies: tuple[str, ...], tmp_
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
     if strategies[-1] == SHARDS:
+        facts = dcp.FileSystemReader(saved / "last.ckpt").read_metadata().state_dict_metadata
+        split = [name for name, tensor in facts.items() if len(tensor.chunks) == 2]
+        for part in ("state_dict\nnetwork.backbone", "state_dict\nteacher", "optimizer_states"):
+            assert any(name.startswith(part) for name in split), part
         said = ark_on(2, "fit", "--config", recipe_of(tmp_path), "--ckpt_path=last", DDP, code=2)
         assert "is a folder of shards; go on with --trainer.strategy=fsdp2" in said
         (saved / "last.ckpt" / ".metadata").unlink()
