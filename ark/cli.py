@@ -20,6 +20,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from ark import alone, fitting, stopping
+from ark.faults import full_disk_explained
 from ark.integrity import check_writable
 from ark.keeping import SavingConfig, check_best
 from ark.module import ArkModule
@@ -150,6 +151,7 @@ class ArkCLI(LightningCLI):
     def _trainer(self, options: dict[str, Any]) -> pl.Trainer:
         trainer = super().instantiate_trainer(**options)
         limit_waiting(trainer.strategy, self.run.timeout)
+        self.datamodule.timeout = self.run.timeout
         return trainer
 
     def fit(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
@@ -164,13 +166,17 @@ class ArkCLI(LightningCLI):
             alone.train_each(self.run, model.network, model.cycle, self._recipe(), cut)
             return
         model.settings = self._settings()
+        with full_disk_explained(self.run.folder):
+            self._fit(model, datamodule, options.get("ckpt_path"))
+
+    def _fit(self, model: ArkModule, datamodule: Mixture, ckpt_path: str | None) -> None:
         run, trainer, recipe = self.run, self.trainer, self._recipe(name=self.run.name)
         if trainer.is_global_zero:
             (run.folder / "config.yaml").write_text(recipe)
             log.info(model.summary(datamodule.describe()))
         facts, versions = yaml.safe_load(recipe), datamodule.versions()
         with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
-            fitting.fit(trainer, model, datamodule, run, options.get("ckpt_path"))
+            fitting.fit(trainer, model, datamodule, run, ckpt_path)
             if run.artifacts and trainer.state.finished:
                 files = checkpoint_files(trainer.checkpoint_callbacks, run.checkpoints / LAST)
                 publish(trainer.loggers, files, run.folder / "model", versions)

@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 import torch
 
 from ark.errors import ConfigError
+from ark.sealed_folder import step_of_folder, verify_folder
 from ark.sealing import DamagedCheckpoint, read_seal, save_sealed, verify
 
 log = logging.getLogger("ark")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HALVES = ".*.ckpt.tmp"
-SHARDS, REST = ".metadata", "rest.pt"  # of a folder that torch.distributed.checkpoint wrote
 
 
 def write_checkpoint(
@@ -43,7 +43,7 @@ def write_checkpoint(
             if error is not None:
                 raise error
     except OSError as error:
-        raise _unwritable(path, error, needed) from error
+        raise unwritable(path, error, needed) from error
 
 
 def link(source: Path, target: Path) -> None:
@@ -55,12 +55,14 @@ def link(source: Path, target: Path) -> None:
     try:
         _link(source, target)
     except OSError as error:
-        raise _unwritable(target, error, source.stat().st_size) from error
+        raise unwritable(target, error, source.stat().st_size) from error
 
 
 def _link(source: Path, target: Path) -> None:
     half = _half(target)
     half.unlink(missing_ok=True)
+    if target.is_dir():
+        remove(target)
     try:
         os.link(source, half)
     except OSError:
@@ -69,7 +71,7 @@ def _link(source: Path, target: Path) -> None:
         return
     os.replace(half, target)
     half.unlink(missing_ok=True)  # two names of one file do not replace each other
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def newest_intact(folder: Path, say: Callable[[str], None] = log.warning) -> Path:
@@ -94,27 +96,29 @@ def newest_intact(folder: Path, say: Callable[[str], None] = log.warning) -> Pat
             damages.append(str(error))
     for step, _, path in sorted(found, key=lambda found: (-found[0], -found[1], found[2])):
         try:
-            seal = None if path.is_dir() else verify(path)
+            sealed = verify_checkpoint(path)
         except DamagedCheckpoint as error:
             damages.append(str(error))
             continue
         for damage in damages:
             say(f"{damage}; going on from {path.name}, step {step}")
-        if seal is None and path.is_file():
+        if not sealed:
             say(f"checkpoint {path} has no seal: checked by the weaker sums of its archive alone")
         return path
     raise ConfigError("; ".join([f"ckpt_path: no checkpoint in {folder} is intact", *damages]))
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether there is a whole checkpoint of which each rank wrote its part (`ark.shards`)."""
-    return (path / SHARDS).is_file() and (path / REST).is_file()
+def verify_checkpoint(path: Path) -> bool:
+    """Reads all of a file, or of a folder of shards. Whether it has a seal: a file of plain
+    `torch.save` has none.
 
-
-def _step_of_shards(path: Path) -> int:
-    if not is_sharded(path):
-        raise DamagedCheckpoint(f"checkpoint {path} is no whole folder of shards")
-    return int(torch.load(path / REST, map_location="cpu", weights_only=True)["global_step"])
+    Raises:
+        DamagedCheckpoint: names it and what is wrong with it.
+    """
+    if path.is_dir():
+        verify_folder(path)
+        return True
+    return verify(path) is not None
 
 
 def remove_halves(folder: Path) -> None:
@@ -131,6 +135,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def give_way(path: Path, previous: Path | None = None) -> None:
+    """Takes what is at `path`, if anything, out of the way of a folder, or a folder out of the way.
+
+    Args:
+        previous: the name that it gets; without it, it is lost.
+    """
+    if previous is not None and path.exists():
+        remove(previous)
+        os.replace(path, previous)
+    remove(path)
+
+
 def check_writable(folder: Path) -> None:
     """Writes a file into `folder`, or where it would be made, and removes it.
 
@@ -145,7 +161,7 @@ def check_writable(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise _unwritable(folder / "anything", error, 4096) from error
+        raise unwritable(folder / "anything", error, 4096) from error
 
 
 @contextmanager
@@ -157,10 +173,12 @@ def _replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and path.is_file():
+        if path.is_dir():  # a file does not replace a folder
+            give_way(path, previous)
+        elif previous is not None and path.is_file():
             _link(path, previous)
         os.replace(half, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         half.unlink(missing_ok=True)
         raise
@@ -171,7 +189,7 @@ def _half(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename survive a loss of power."""
     number = os.open(folder, os.O_RDONLY)
     try:
@@ -183,7 +201,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-def _unwritable(path: Path, error: OSError, needed: int) -> ConfigError:
+def unwritable(path: Path, error: OSError, needed: int) -> ConfigError:
     what, todo = error.strerror or str(error), "mend its rights"
     if error.errno in _FULL:
         free = shutil.disk_usage(path.parent).free
@@ -199,7 +217,7 @@ def _step(path: Path) -> int:
     """Optimiser steps done in a checkpoint that need not be intact, from a look at its end."""
     try:
         if path.is_dir():
-            return _step_of_shards(path)
+            return step_of_folder(path)
         seal = read_seal(path)
         if seal is not None:
             return seal.step

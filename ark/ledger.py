@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -209,12 +210,23 @@ class Ledger(Callback):
         if self.folder is None:
             return
         path = self.folder / name
-        new = not path.is_file()
+        begun = _cut_torn_row(path)
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
-            if new:
+            if not begun:
                 writer.writeheader()
             writer.writerows(rows)
+
+
+def _cut_torn_row(path: Path) -> bool:
+    """A full disk or a kill may have cut off the last row. Returns whether there are others."""
+    if not path.is_file():
+        return False
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        os.truncate(path, whole)
+    return whole > 0
 
 
 def _over_ranks(accounts: Accounts, trainer: pl.Trainer, module: pl.LightningModule) -> Any:

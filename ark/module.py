@@ -269,7 +269,8 @@ class ArkModule(JointTraining):
         config = self.pseudo_labels.get(batch.task)
         if config is None or not config.begun(at.step, self.cycle.total_steps):
             return batch.target
-        if not lacking(batch.target):
+        together = ranks.sharded(self.teacher.network.backbone)  # whatever a rank's own batch lacks
+        if not (together or lacking(batch.target)):
             return batch.target
         prediction = self.teacher.network.predict(batch.task, teacher_view(batch))
         return fill(batch.target, prediction, config)

@@ -14,6 +14,8 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
 from pytorch_lightning.strategies.ddp import _sync_module_states
 from torch.nn.parallel import DistributedDataParallel
 
+from ark.signals import at_once
+
 
 class PhaseDDPStrategy(DDPStrategy):
     """`trainer.strategy: ddp`, and what `auto` means on several devices.
@@ -30,6 +32,10 @@ class PhaseDDPStrategy(DDPStrategy):
             init_sync=False,  # weights are equal from the start
             **kwargs,
         )
+
+    def setup_environment(self) -> None:
+        with at_once():
+            super().setup_environment()
 
     def configure_ddp(self) -> None:
         """Only makes all ranks start alike: nothing is known yet of the first phase."""

@@ -20,6 +20,11 @@ def first() -> bool:
     return not several() or dist.get_rank() == 0
 
 
+def sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 shards it: then all ranks must run it together."""
+    return hasattr(module, "unshard")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 shards; any other as it is. Without a gradient what
     is written into it is written into the tensor."""

@@ -55,8 +55,9 @@ class RunConfig:
         validate_every: after every how many of them.
         checkpoint_every: steps between checkpoints; one cycle if not given.
         saving: which checkpoints are kept beside the last two, and how they are written.
-        timeout: seconds that a rank waits for the others before it ends with an error. More than
-            any rank may need alone: to write shards, or the report.
+        timeout: seconds that a rank waits for the others, or for a batch of its loader's workers,
+            before it ends with an error. More than any rank may need alone: to write shards, or
+            the report.
         overwrite: start anew in a folder that holds another run's checkpoints.
         alone: instead of one run, train each task alone from the same start with the same steps,
             and print both side by side.

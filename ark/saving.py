@@ -14,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ark.integrity import link, remove_halves, write_checkpoint
+from ark.integrity import link, remove_halves, verify_checkpoint, write_checkpoint
 from ark.sealing import verify
 from ark.types import ConfigError
 
@@ -74,9 +74,9 @@ class SealedCheckpointIO(TorchCheckpointIO):
 
     def _sound(self, path: Path) -> bool:
         """A damaged LAST must not take the place of an intact PREVIOUS."""
-        if path.is_file() and path not in self._intact:
+        if path.exists() and path not in self._intact:
             try:
-                verify(path)
+                verify_checkpoint(path)
             except ConfigError as error:
                 log.warning("%s; it is written anew, and %s stays", error, PREVIOUS)
                 return False

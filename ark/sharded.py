@@ -8,30 +8,33 @@ backward is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
+import pytorch_lightning as pl
 from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ark import ranks
-from ark.integrity import is_sharded
 from ark.module import ArkModule
-from ark.network import Network
+from ark.sharding import (
+    average_whole,
+    check_optimizer,
+    check_options,
+    check_supported,
+    clip_norm,
+    shard,
+    sharded_as,
+)
 from ark.shards import read_folder, write_folder
-from ark.types import ConfigError
-
-LEAST = 0.01  # of the backbone's parameters: smaller modules are gathered with what holds them
+from ark.signals import at_once
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -52,15 +55,26 @@ class ShardedStrategy(ModelParallelStrategy):
             self.num_nodes * self.num_processes,
             1,
         )
-        super().setup_environment()
+        with at_once():
+            super().setup_environment()
 
     def shard(self, module: ArkModule) -> None:
         """Student's and teacher's backbone; once."""
         if isinstance(module.network.backbone, FSDPModule):
             return
+        trainer = module.trainer
         check_supported(module)
+        check_options(str(trainer.precision), trainer.gradient_clip_algorithm)
+        # what is gathered in inference mode could never be trained with
+        trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
+        trainer.validate_loop.inference_mode = trainer.test_loop.inference_mode = False
         for network in (module.network, module.teacher.network):
             shard(network, self.device_mesh["data_parallel"])
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            check_optimizer(optimizer)
 
     # ranks score unlike numbers of batches, and each gathering waits for all ranks
 
@@ -99,20 +113,7 @@ class ShardedStrategy(ModelParallelStrategy):
             assert self.lightning_module is not None
             average_whole(self.lightning_module.parameters())
 
-    @staticmethod
-    @torch.no_grad()
-    def clip_norm(parameters: Iterable[nn.Parameter], limit: float) -> None:
-        """`nn.utils.clip_grad_norm_` where some gradients are sharded."""
-        grads = [p.grad for p in parameters if p.grad is not None]
-        if not grads:
-            return
-        squares = torch.zeros(2, device=grads[0].device)  # of shards and of what is whole
-        for grad in grads:
-            squares[int(not isinstance(grad, DTensor))] += ranks.local(grad).float().square().sum()
-        dist.all_reduce(squares[:1])
-        factor = (limit / (squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            ranks.local(grad).mul_(factor)
+    clip_norm = staticmethod(clip_norm)
 
     # -- checkpoints ----------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class ShardedStrategy(ModelParallelStrategy):
         write_folder(checkpoint, Path(self.broadcast(filepath)))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        if not is_sharded(Path(checkpoint_path)):
+        if not Path(checkpoint_path).is_dir():
             return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
         assert self.lightning_module is not None
         state = self.lightning_module.state_dict()
@@ -160,9 +161,10 @@ class ShardedStrategy(ModelParallelStrategy):
         def like(keys: list[str]) -> Tensor | None:
             if keys[0] == "state_dict":
                 return state.get(keys[1])
-            return parameters[int(keys[1])][int(keys[3])] if parameters else None
+            return parameters[int(keys[1])][int(keys[3])]
 
-        return read_folder(Path(checkpoint_path), like)
+        without = () if parameters else ("optimizer_states",)
+        return read_folder(Path(checkpoint_path), like, without)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -183,62 +185,3 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, "the backbone sharded over all ranks")
-
-
-def shard(network: Network, mesh: DeviceMesh) -> None:
-    """Shards the backbone: each member of a list or sequence that holds at least LEAST of its
-    parameters is gathered by itself, and the rest together."""
-    least = LEAST * sum(p.numel() for p in network.backbone.parameters())
-    containers = [
-        m for m in network.backbone.modules() if isinstance(m, nn.ModuleList | nn.Sequential)
-    ]
-    for container in reversed(containers):  # from the inside
-        for member in container:
-            if isinstance(member, nn.ModuleList | FSDPModule):
-                continue  # no forward before which it could be gathered
-            if sum(p.numel() for p in member.parameters()) >= least:
-                fully_shard(member, mesh=mesh)
-    fully_shard(network.backbone, mesh=mesh)
-
-
-def average_whole(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages over ranks the gradients of what is not sharded. One that no rank has stays None."""
-    trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
-    if not trained:
-        return
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    used = torch.tensor([float(p.grad is not None) for p in trained], device=grads[0].device)
-    flat = ranks.mean(torch.cat([*(g.flatten() for g in grads), used]))
-    *parts, used = flat.split([*(g.numel() for g in grads), len(trained)])
-    missing = any(p.grad is None for p in trained)  # only then the device is waited for
-    somewhere = (used > 0).tolist() if missing else [True] * len(trained)
-    for parameter, part, anyone in zip(trained, parts, somewhere, strict=True):
-        if anyone:
-            parameter.grad = part.view_as(parameter).clone()
-
-
-def sharded_as(value: Any, like: Any) -> Any:
-    """This rank's part of a whole tensor, if it belongs to one that is sharded."""
-    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
-    if whole and isinstance(like, DTensor) and value.shape == like.shape:
-        value = value.to(like.device)
-        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-    return value
-
-
-def check_supported(module: ArkModule) -> None:
-    """Raises:
-    ConfigError: a setting that reads or changes whole gradients of the backbone.
-    """
-    asked = {
-        "surgery": module.surgery is not None,
-        "agvm": module.agvm is not None,
-        "balance": module.balance.layer is not None,
-        "norm_penalty": any(p.startswith("backbone") for p in module.norm_penalty.paths),
-    }
-    for name, set_ in asked.items():
-        if set_:
-            raise ConfigError(
-                f"model.{name}: reads whole gradients or parameters, which no rank has under "
-                "trainer.strategy=fsdp2; drop it, or use strategy ddp"
-            )

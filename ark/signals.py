@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+_ANSWER = 2.0  # seconds in which a worker that can end does so
 
 
 def outlive_signals() -> None:
@@ -32,12 +36,37 @@ def outlive_signals() -> None:
     signal.signal(signal.SIGQUIT, lambda *_: os._exit(os.EX_OK))
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """For waiting in C++ for other ranks that may never come: SIGTERM and SIGUSR1 end the process.
+    Python's own handlers are called only when that is over, which may take `run.timeout`."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def end_workers() -> None:
     """For the trainer, when nothing is to be loaded any more, whatever ended it.
 
     Python itself sends them one SIGTERM when it exits and waits: for ever, since they outlive it.
+    One that does not answer (its disk hangs) is killed.
     """
-    for worker in multiprocessing.active_children():
-        if worker.daemon and worker.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGQUIT)
+    workers = [w for w in multiprocessing.active_children() if w.daemon and w.pid is not None]
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGQUIT)  # type: ignore[arg-type]
+    end = time.monotonic() + _ANSWER
+    for worker in workers:
+        worker.join(max(0.0, end - time.monotonic()))
+    late = [worker for worker in workers if worker.is_alive()]
+    if late:
+        # torch's handler would raise an error of its own
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in late:
+            worker.kill()
+            worker.join(_ANSWER)
+        signal.signal(signal.SIGCHLD, handler)

@@ -29,7 +29,7 @@ from ark import ranks
 from ark.callbacks import describe
 from ark.module import ArkModule
 from ark.saving import SealedCheckpointIO
-from ark.signals import end_workers
+from ark.signals import at_once, end_workers
 from ark.tracking.wandb_logger import mark_preempted
 from ark.types import ConfigError
 
@@ -151,7 +151,8 @@ class GracefulStop(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if self._group is None and ranks.several():
             patience = getattr(trainer.strategy, "_timeout", None)
-            self._group = dist.new_group(backend="gloo", timeout=patience)
+            with at_once():
+                self._group = dist.new_group(backend="gloo", timeout=patience)
         self._launched = getattr(trainer.strategy.launcher, "procs", [])
         environment = getattr(trainer.strategy, "cluster_environment", None)
         self._spawned = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0

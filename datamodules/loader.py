@@ -29,9 +29,19 @@ class FromStep(Sampler[int]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader whose items are whole batches, put together where they were decoded."""
+    """A DataLoader whose items are whole batches, put together where they were decoded.
 
-    def __init__(self, batches: TrainBatches | PlainBatches, workers: int, **options: Any) -> None:
+    Args:
+        timeout: seconds to wait for a batch of the workers; 0 waits for ever.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches | PlainBatches,
+        workers: int,
+        timeout: float = 0,
+        **options: Any,
+    ) -> None:
         super().__init__(
             batches,
             batch_size=None,
@@ -39,6 +49,7 @@ class BatchLoader(DataLoader[Any]):
             worker_init_fn=quiet_worker,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
+            timeout=timeout if workers else 0,
             **options,
         )
 

@@ -94,6 +94,7 @@ class Mixture(pl.LightningDataModule):
             )
         self.image_size, self.workers, self.seed = image_size, workers, seed
         self.ten_crop = ten_crop
+        self.timeout = 0.0  # of the loaders: run.timeout
         self.on_bad, self.max_bad, self.cache = on_bad, max_bad, cache
         self._readers: dict[str, ShardReader] = {}
         self._specs: dict[str, TaskSpec] = {}
@@ -162,7 +163,7 @@ class Mixture(pl.LightningDataModule):
         batches = FirstBatches(
             data, order, count, self.eval_batch_size, self.image_size, self.on_bad
         )
-        return BatchLoader(batches, self.workers, shuffle=False)
+        return BatchLoader(batches, self.workers, self.timeout, shuffle=False)
 
     def ledger(self, folder: Path | None) -> Ledger:
         """The callback that proves that each sample came as often as planned.
@@ -235,7 +236,7 @@ class Mixture(pl.LightningDataModule):
             self.plan, data, share, self.seed, self.image_size, self.augments, self.on_bad
         )
         start = FromStep(lambda: trainer.global_step * share.accumulate, len(batches))
-        return StepLoader(batches, self.workers, sampler=start)
+        return StepLoader(batches, self.workers, self.timeout, sampler=start)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_dataloader("val")
@@ -255,7 +256,7 @@ class Mixture(pl.LightningDataModule):
             self.on_bad,
             self.ten_crop if split == "test" else 0,
         )
-        return BatchLoader(batches, self.workers, shuffle=False)
+        return BatchLoader(batches, self.workers, self.timeout, shuffle=False)
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

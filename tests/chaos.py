@@ -10,17 +10,23 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 from commands import ark_in_a_child, write_recipe
+from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file
 from tracing import Samples, traced
+
+from ark.stopping import INTERRUPTED
 
 # imports once and forks for each rank
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,8 +34,18 @@ CONTEXT.set_forkserver_preload(
     ["ark.cli", "heads.classification", "heads.segmentation", "commands"]
 )
 GRACE = 30.0  # seconds between a launcher's SIGTERM and its SIGKILL: torchrun's and SLURM's
-LONGEST = 180.0  # seconds of a session; more is a hang
+OUTLIVES = 10.0  # seconds; torch's workers look every 5 s whether their trainer is there
+LONGEST = 600.0  # seconds of a session; more is a hang
 RUN = "run"
+Kind = tuple[signal.Signals, str]
+KINDS: list[Kind] = [  # a worker dies of SIGKILL alone: what is meant for the trainer it survives
+    (signal.SIGKILL, "worker"),
+    *(
+        (number, whom)
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        for whom in ("one", "all")
+    ),
+]
 
 
 @dataclass
@@ -37,28 +53,15 @@ class Strike:
     """What happens to a session.
 
     Args:
-        steps: optimiser steps of this session before it; -1: at once, while it starts.
-        delay: seconds after that.
+        delay: seconds that the first rank computes before it: what else the machine does makes no
+            difference.
         number: the signal.
         whom: "one" rank, "all" of them, or a "worker" of a loader.
     """
 
-    steps: int
     delay: float
     number: signal.Signals
     whom: str
-
-    @classmethod
-    def draw(cls, random: random.Random, most_steps: int) -> Strike:
-        """A worker dies of SIGKILL alone: what is meant for the trainer it survives."""
-        whom = random.choice(["one", "one", "all", "worker"])
-        kinds = [signal.SIGKILL]
-        if whom != "worker":
-            kinds += [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-        if whom != "worker" and random.random() < 0.2:
-            return cls(-1, random.uniform(0, 4), random.choice(kinds), whom)
-        delay = random.choice([random.uniform(0, 0.3), random.uniform(0, 2)])
-        return cls(random.randint(1, most_steps), delay, random.choice(kinds), whom)
 
 
 @dataclass
@@ -67,16 +70,57 @@ class Outcome:
 
     Args:
         codes: the ranks' exit codes.
-        struck: the step in which the strike came, -1 before the first; None if it did not come.
-        seconds: from the strike to the end of the last process, workers too.
+        first: seconds that the first rank computed before its first batch; None if there was none.
+        computed: seconds in all.
+        seconds: from the start to the end of the last rank.
+        struck: seconds from the start to the strike; None if the session ended before.
+        doing: what the first rank did when the strike came.
+        step: the step that was reached then, -1 before the first.
+        end: seconds from the strike to the end of the last process, workers too.
         forced: ranks that the launcher had to kill.
+        steps: what was trained on.
     """
 
     codes: list[int | None]
-    struck: int | None = None
+    first: float | None = None
+    computed: float = 0.0
     seconds: float = 0.0
+    struck: float | None = None
+    doing: str = ""
+    step: int = -1
+    end: float = 0.0
     forced: int = 0
     steps: dict[int, Samples] = field(default_factory=dict)
+
+
+class Doing(Callback):
+    """Says what the first rank does, as far as a strike can tell it apart.
+
+    Args:
+        file: holds the one word that is true.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def _say(self, trainer: pl.Trainer, word: str) -> None:
+        if trainer.is_global_zero:
+            self.file.write_text(word)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._say(trainer, "train")
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._say(trainer, "validate")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._say(trainer, "save")
+
+    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._say(trainer, "score")
+
+    def on_test_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._say(trainer, "report")
 
 
 def recipe_of(folder: Path, cycles: int) -> Path:
@@ -115,41 +159,66 @@ def session(recipe: Path, trace: Path, ranks: int, strike: Strike | None = None)
         TimeoutError: it hangs.
     """
     trace.mkdir(parents=True)
-    started = _start(recipe, trace, ranks)
+    started = start(recipe, trace, ranks)
     outcome, began = Outcome([]), time.monotonic()
     children: set[int] = set()
-    ready: float | None = None  # when the strike's step was reached
-    hit: float | None = None
     failed: float | None = None
     while any(process.is_alive() for process in started):
         now = time.monotonic()
         if now - began > LONGEST:
             raise TimeoutError(f"{trace}: ranks hang: {[p.is_alive() for p in started]}")
         children |= {child for process in started for child in _children(process)}
-        if strike and hit is None:
-            step = _steps(trace)
-            ready = now if ready is None and step >= strike.steps else ready
-            if ready is not None and now - ready >= strike.delay and _strike(strike, started):
-                outcome.struck, hit = max([-1, *traced(trace)]), now
+        outcome.computed = max(outcome.computed, _computed(started[0]))
+        if outcome.first is None and (trace / "rank0.jsonl").is_file():
+            outcome.first = outcome.computed
+        due = strike is not None and outcome.struck is None and outcome.computed >= strike.delay
+        if strike is not None and due and _strike(strike, started, doing := _doing(trace)):
+            outcome.struck, outcome.step = now - began, max([-1, *traced(trace)])
+            outcome.doing = doing
         if any(process.exitcode for process in started):
             failed = failed or now
             outcome.forced += _end(started, first=failed == now, force=now - failed > GRACE)
         time.sleep(0.01)
-    if hit is not None:
-        _wait_for(children)
-        outcome.seconds = time.monotonic() - hit
+    outcome.seconds = time.monotonic() - began
+    _wait_for(children)
+    if outcome.struck is not None:
+        outcome.end = time.monotonic() - began - outcome.struck
     outcome.codes = [process.exitcode for process in started]
     outcome.steps = traced(trace)
     return outcome
 
 
-def _start(recipe: Path, trace: Path, ranks: int) -> list[BaseProcess]:
+def _computed(process: BaseProcess) -> float:
+    """Seconds on any processor, up to now."""
+    with suppress(OSError):
+        numbers = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _doing(trace: Path) -> str:
+    file = trace / "doing"
+    return (file.read_text() or "train") if file.is_file() else "start"
+
+
+def start(recipe: Path, trace: Path, ranks: int, *more: Any) -> list[BaseProcess]:
+    """The ranks of `ark fit --ckpt_path=auto`, without a launcher that looks after them.
+
+    Args:
+        trace: an existing folder for what they trained on and said.
+        more: callbacks as {class_path, init_args}, and further arguments.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    callback = {"class_path": "tracing.Trace", "init_args": {"folder": str(trace)}}
+    callbacks = [
+        {"class_path": "tracing.Trace", "init_args": {"folder": str(trace)}},
+        {"class_path": "chaos.Doing", "init_args": {"file": str(trace / "doing")}},
+        *(callback for callback in more if isinstance(callback, dict)),
+    ]
     args = ["fit", "--config", str(recipe), "--ckpt_path=auto", f"--trainer.devices={ranks}"]
-    args.append(f"--trainer.callbacks=[{json.dumps(callback)}]")
+    args.append(f"--trainer.callbacks={json.dumps(callbacks)}")
+    args += [argument for argument in more if isinstance(argument, str)]
     started = []
     for rank in range(ranks):
         environment = {  # what torchrun tells the ranks of one host
@@ -173,14 +242,10 @@ def _rank(environment: dict[str, object], said: Path, args: list[str]) -> None:
     ark_in_a_child(*args)
 
 
-def _steps(trace: Path) -> int:
-    """Batches that the first rank began in this session."""
-    lines = trace / "rank0.jsonl"
-    return len(lines.read_bytes().splitlines()) if lines.is_file() else 0
-
-
-def _strike(strike: Strike, started: list[BaseProcess]) -> bool:
+def _strike(strike: Strike, started: list[BaseProcess], doing: str) -> bool:
     """Whether there was anything to strike."""
+    if strike.whom == "worker" and doing == "start":
+        return False  # those that read a first batch for the heads have done so already
     alive = [process.pid for process in started if process.is_alive()]
     victims = alive if strike.whom == "all" else alive[-1:]
     if strike.whom == "worker":
@@ -192,19 +257,18 @@ def _strike(strike: Strike, started: list[BaseProcess]) -> bool:
 
 
 def _children(process: BaseProcess) -> list[int]:
-    """The loaders' workers that live."""
-    found = []
+    """The loaders' workers that live: forks of a rank that run nothing else, such as git."""
+    mine, found = _command(process.pid), []
     with suppress(OSError):
         for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
             found += [int(child) for child in path.read_text().split()]
-    return [child for child in found if not _is_of_python(child)]
+    return [child for child in found if mine and _command(child) == mine]
 
 
-def _is_of_python(pid: int) -> bool:
-    """Whether a process is multiprocessing's own."""
+def _command(pid: int | None) -> bytes:
     with suppress(OSError):
-        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return True
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _end(started: list[BaseProcess], first: bool, force: bool) -> int:
@@ -220,12 +284,12 @@ def _end(started: list[BaseProcess], first: bool, force: bool) -> int:
 
 
 def _wait_for(children: set[int]) -> None:
-    """Nobody may outlive the ranks; torch's workers look every 5 s whether their trainer is there.
+    """Nobody may outlive the ranks for long.
 
     Raises:
         TimeoutError: somebody does.
     """
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + OUTLIVES
     while left := [pid for pid in children if Path(f"/proc/{pid}").exists() and not _zombie(pid)]:
         if time.monotonic() > end:
             raise TimeoutError(f"workers outlive their trainer: {left}")
@@ -239,15 +303,22 @@ def _zombie(pid: int) -> bool:
 
 
 def run_through(
-    recipe: Path, traces: Path, ranks: int, strikes: Iterator[Strike]
+    recipe: Path, traces: Path, ranks: int, kinds: Sequence[Kind], delay: Callable[[], float]
 ) -> Iterator[tuple[Strike | None, Outcome]]:
-    """Sessions until the run is finished, each but the last ones with a strike of `strikes`."""
-    for number in range(1000):
-        strike = next(strikes, None)
-        outcome = session(recipe, traces / str(number), ranks, strike)
-        yield strike, outcome
-        if outcome.codes == [0] * ranks:
-            return
+    """Sessions, one of each of `kinds` struck and the last one not. One that ends before its strike
+    does not count: the run is finished, and the next session reports again.
+
+    Args:
+        delay: draws when a strike comes.
+    """
+    number = 0
+    for kind in [*kinds, None]:
+        outcome = None
+        while outcome is None or (kind is not None and outcome.struck is None):
+            strike = Strike(delay(), *kind) if kind else None
+            outcome = session(recipe, traces / str(number), ranks, strike)
+            number += 1
+            yield strike, outcome
 
 
 def differences(whole: Path, struck: Path) -> list[str]:
@@ -271,23 +342,41 @@ def _last_lines(ledger: Path) -> pd.DataFrame:
     return last.drop_duplicates().reset_index(drop=True)  # a finished run may have gone on
 
 
-def strikes_of(count: int, seed: int, most_steps: int) -> Iterator[Strike]:
-    draw = random.Random(seed)
-    for _ in range(count):
-        yield Strike.draw(draw, most_steps)
+def kinds_of(count: int, draw: random.Random) -> list[Kind]:
+    """Every kind as often as any other, in a random order."""
+    rounds = (draw.sample(KINDS, len(KINDS)) for _ in range(count // len(KINDS) + 1))
+    return list(chain.from_iterable(rounds))[:count]
+
+
+TITLES = [
+    "strike", "after s", "while it", "in step", "steps", "exit codes", "ended after s",
+]  # fmt: skip
 
 
 def describe(strike: Strike | None, outcome: Outcome) -> list[object]:
     """A row of a table."""
-    what = "nothing" if strike is None else f"{strike.number.name} to {strike.whom}"
-    at = "-" if outcome.struck is None else "start" if outcome.struck < 0 else outcome.struck
     steps = sorted(outcome.steps)
     span = f"{steps[0]}-{steps[-1]}" if steps else "-"
     codes = " ".join(map(str, outcome.codes))
-    return [what, at, span, codes, f"{outcome.seconds:.1f}", outcome.forced or ""]
+    if strike is None or outcome.struck is None:
+        return ["nothing", "-", "-", "-", span, codes, f"{outcome.seconds:.1f} (all)"]
+    what = f"{strike.number.name} to {strike.whom}"
+    step = outcome.step if outcome.step >= 0 else "-"
+    return [
+        what, f"{outcome.struck:.1f}", outcome.doing, step, span, codes, f"{outcome.end:.1f}"
+    ]  # fmt: skip
 
 
-TITLES = ["strike", "in step", "steps", "exit codes", "ended after s", "killed by launcher"]
+def misbehaves(strike: Strike | None, outcome: Outcome) -> list[str]:
+    """What a session did that it must not do."""
+    said = [f"the launcher had to kill {outcome.forced} ranks"] * bool(outcome.forced)
+    if strike is None or outcome.struck is None:
+        return said + [f"ended with {outcome.codes} by itself"] * any(outcome.codes)
+    # before it listens a signal has its usual effect; at the end it may come too late to matter
+    asked = strike.number != signal.SIGKILL and outcome.doing not in ("start", "report")
+    if asked and outcome.codes != [INTERRUPTED] * len(outcome.codes):
+        said.append(f"{strike.number.name} while it was to {outcome.doing}: {outcome.codes}")
+    return said
 
 
 def compare_samples(expected: dict[int, Samples], outcome: Outcome) -> list[str]:
@@ -302,22 +391,41 @@ def compare(
     folder: Path,
     ranks: int,
     cycles: int,
-    strikes: Iterator[Strike],
+    kills: int,
+    seed: int,
     say: Callable[[list[object]], None] = lambda row: None,
 ) -> tuple[list[str], list[list[object]]]:
-    """A whole run and a struck one: what they differ in, and a row a session.
+    """A whole run and one that is struck `kills` times at moments uniform in time: what they differ
+    in, and a row a session.
 
     Args:
         folder: new.
         say: called with each row.
     """
     recipe = recipe_of(folder / "whole", cycles)
+    imports = CONTEXT.Process(target=int)  # for all: sessions are timed without
+    imports.start()
+    imports.join()
     whole = session(recipe, folder / "whole" / "trace", ranks)
-    wrong = [f"the whole run ended with {whole.codes}"] if any(whole.codes) else []
-    rows = []
-    recipe = recipe_of(folder / "struck", cycles)
-    for strike, outcome in run_through(recipe, folder / "struck" / "traces", ranks, strikes):
+    assert whole.first is not None, f"{folder}/whole has no step"
+    assert not any(whole.codes), f"{folder}/whole ended with {whole.codes}"
+    draw, rows, wrong = random.Random(seed), [], []
+    # what dies before a checkpoint is done again: three times the share of each session gets there
+    longest = whole.first + 3 * (whole.computed - whole.first) / kills
+    struck = folder / "struck"
+    sessions = run_through(
+        recipe_of(struck, cycles),
+        struck / "traces",
+        ranks,
+        kinds_of(kills, draw),
+        lambda: draw.uniform(0, longest),
+    )
+    seen: dict[int, Samples] = {}
+    for strike, outcome in sessions:
         rows.append(describe(strike, outcome))
         say(rows[-1])
-        wrong += compare_samples(whole.steps, outcome)
-    return wrong + differences(folder / "whole" / RUN, folder / "struck" / RUN), rows
+        found = [*misbehaves(strike, outcome), *compare_samples(whole.steps, outcome)]
+        wrong += [f"session {len(rows) - 1}: {what}" for what in found]
+        seen |= outcome.steps
+    wrong += ["the last time of each step, its samples"] * (seen != whole.steps)
+    return wrong + differences(folder / "whole" / RUN, struck / RUN), rows

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.trainer.states import RunningStage
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
+from ark import faults
 from ark.callbacks import CycleRunner
 from ark.cycle import Cycle, Phase
-from ark.faults import Faults, NotFiniteError
+from ark.errors import ConfigError
+from ark.faults import Faults, NotFiniteError, full_disk_explained, load_batches
 from ark.module import ArkModule, BackboneConfig
 from toys import SIZE, make_batch, make_task
 
@@ -76,6 +83,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_batch(tmp_path, ca
     expected = make_batch("detection", 2)
     torch.testing.assert_close(kept["toy/detection"]["target"]["boxes"], expected.target.boxes)
     assert torch.equal(kept["toy/detection"]["images"], expected.images)
+    replayed = load_batches(tmp_path / "faults" / "step2_rank0.pt")
+    assert [batch.task for batch in replayed] == [f"toy/{kind}" for kind in KINDS]
+    torch.testing.assert_close(replayed[1].target.boxes, expected.target.boxes)
+    assert replayed[1].keys == ["s2a", "s2b"]
     keys = json.loads((tmp_path / "faults" / "step2_rank0.json").read_text())
     assert keys["toy/detection"] == ["s2a", "s2b"]
     saved = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
@@ -102,6 +113,8 @@ def test_any_other_failure_says_where_it_was(tmp_path, caplog) -> None:
             "Timed out waiting 10000ms for recv operation",
             "did not answer within run.timeout",
         ),
+        ("DataLoader timed out after 10.0 seconds", "gave no batch for run.timeout seconds"),
+        ("unable to open shared memory object </torch_1>", "enlarge /dev/shm"),
     ],
 )
 def test_what_torch_says_is_explained(tmp_path, caplog, message: str, advice: str) -> None:
@@ -117,3 +130,64 @@ def test_out_of_memory_names_the_ways_out(tmp_path, caplog, monkeypatch) -> None
     with pytest.raises(torch.cuda.OutOfMemoryError):
         fit(tmp_path, Spoil(torch.cuda.OutOfMemoryError("CUDA out of memory")))
     assert "1.0 GiB in use, 3.0 at most. Lower data.batch_size" in caplog.text
+
+
+def test_a_failure_in_an_evaluation_names_its_samples(caplog) -> None:
+    callback = Faults(Path("unused"))
+    batch = make_batch("multilabel", 2)
+    batch.keys = ["left", "right"]
+    trainer = Mock(global_rank=1, world_size=2, global_step=3, training=False)
+    trainer.state.stage = RunningStage.VALIDATING
+    module = Mock(cycle=Cycle([Phase("toy/multilabel", steps=9)], [9], cycles=1))
+    callback.on_validation_batch_start(trainer, module, batch, 0)
+    callback.on_exception(trainer, module, RuntimeError("strange"))
+    where = "rank 1 of 2 failed in validate after step 2, cycle 1, toy/multilabel (release)"
+    assert where + "; its samples: {'toy/multilabel': ['left', 'right']}" in caplog.text
+    callback.on_validation_batch_end(trainer, module)
+    caplog.clear()
+    callback.on_exception(trainer, module, RuntimeError("strange"))
+    assert "left" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "metrics.csv"),
+        SafetensorError("Io error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_a_mistake_that_can_be_mended(tmp_path, error: Exception) -> None:
+    message = r"No space left.*bytes are free in.*ckpt_path=last"
+    with pytest.raises(ConfigError, match=message), full_disk_explained(tmp_path):
+        raise error
+
+
+def test_other_errors_of_files_are_left_alone(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError), full_disk_explained(tmp_path):
+        (tmp_path / "none").read_text()
+
+
+def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path) -> None:
+    (tmp_path / "faults").touch()  # no folder
+    with pytest.raises(NotFiniteError, match="its batch could not be kept"):
+        fit(tmp_path, Spoil())
+
+
+def test_the_first_rank_to_ask_learns_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    monkeypatch.setattr(faults, "_get_default_store", lambda: store)
+    monkeypatch.setattr(faults, "_OTHERS_FAIL", 0.3)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    for rank in (0, 2):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        faults._say_failed()
+    assert faults._silent_ranks() == [1, 3]
+    assert faults._silent_ranks() == []
+
+
+def test_a_store_that_is_gone_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Mock(side_effect=dist.DistNetworkError("Broken pipe"))
+    monkeypatch.setattr(faults, "_get_default_store", lambda: Mock(set=gone, add=gone))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    faults._say_failed()
+    assert faults._silent_ranks() == []
