@@ -10,10 +10,10 @@ demo: env  ## train on three generated datasets with unlike labels: about 5 minu
 	$(BIN)/ark fit --config configs/quickstart.yaml --run.overwrite=true
 
 test: lint  ## style, types, floors and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-all: lint  ## the slow tests too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: env
 	$(BIN)/ruff check .

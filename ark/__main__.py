@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 HELP = """\
@@ -13,6 +14,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   predict         run a checkpoint on a folder of images
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
+  slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
   shards write    turn a dataset's source into tar shards with an index
   shards index    make the index of tars that exist, also of other tools'
   shards validate check every tar, image and annotation
@@ -22,7 +24,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
 
 def main() -> None:
     """Entry point of the console script. Exits with 2 and one line where the user erred."""
-    from ark.types import ConfigError
+    from ark.errors import ConfigError
 
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     try:
@@ -35,6 +37,8 @@ def main() -> None:
 def _run(command: str) -> None:
     # Imported here: `ark --help` answers at once, and shards need no torch.
     if command in ("fit", "validate", "test"):
+        # each rank would warn of DDP's search for unused parameters, which it may well need
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from ark import memory
         from ark.cli import ArkCLI
 
@@ -48,6 +52,10 @@ def _run(command: str) -> None:
         from ark.ablation import ablate
 
         ablate(sys.argv[2:])
+    elif command == "slurm":
+        from ark.slurm.command import slurm
+
+        slurm(sys.argv[2:])
     elif command in ("predict", "zeroshot"):
         from jsonargparse import auto_cli
 

@@ -8,9 +8,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
+from ark import ranks
 from ark.cycle import Position
-from ark.locks import locked_modules
+from ark.locks import idle_modules, locked_modules
 from ark.module import ArkModule
+from ark.parallel import PhaseDDPStrategy
 from ark.seeds import seed_of
 from ark.starting import start_heads
 
@@ -52,7 +54,10 @@ class CycleRunner(Callback):
         at = module.cycle.at(trainer.global_step)
         wanted = at.phase.members, at.phase.lock, at.phase.train
         if self._applied != wanted:
-            module.locks.apply(locked_modules(module.network, at.phase))
+            still = locked_modules(module.network, at.phase)
+            module.locks.apply([*still, *idle_modules(module.network, at.phase)])
+            if isinstance(trainer.strategy, PhaseDDPStrategy):
+                trainer.strategy.enter_phase()
             self._applied = wanted
         # Dropout and drop-path draw from the step, so that a resumed run draws the same.
         micro = batch_idx % trainer.accumulate_grad_batches
@@ -64,6 +69,7 @@ class CycleRunner(Callback):
         assert isinstance(module, ArkModule)
         if trainer.global_step > self._finished:  # not while gradients still accumulate
             finished = module.cycle.at(trainer.global_step - 1)
+            ranks.average_running_statistics(module.network)
             module.update_teacher(finished)
             if finished.ends("cycle"):
                 module.balance.end_cycle()

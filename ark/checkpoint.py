@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ark.network import Network
+from ark.sealing import verify
 from ark.types import ConfigError
 
 ARCHITECTURE = "architecture.json"
@@ -63,6 +64,7 @@ def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    verify(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes torch raise

@@ -6,6 +6,7 @@ With `ark.__main__` the only module of the core that knows the wings: it puts th
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,11 +16,17 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.plugins.environments import ClusterEnvironment
 
-from ark import alone, fitting
+from ark import alone, fitting, stopping
+from ark.integrity import check_writable
+from ark.keeping import SavingConfig, check_best
 from ark.module import ArkModule
+from ark.parallel import limit_waiting
 from ark.planning import CycleConfig
 from ark.run import (
+    LAST,
     RunConfig,
     callbacks,
     check_folder,
@@ -27,6 +34,9 @@ from ark.run import (
     clear_folder,
     loggers,
 )
+from ark.saving import SealedCheckpointIO
+from ark.tracking.artifacts import checkpoint_files, publish
+from ark.tracking.session import session
 from ark.types import ConfigError
 from datamodules.config import DatasetConfig
 from datamodules.mixture import Mixture
@@ -44,23 +54,25 @@ class ArkCLI(LightningCLI):
         _quieten()
         # ${data.image_size} means this key of the file, below whatever subcommand reads it
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        super().__init__(
-            ArkModule,
-            Mixture,
-            trainer_defaults={
-                "max_epochs": 1,  # a run is one epoch: passes differ by task
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,  # the datamodule shares every batch itself
-                "log_every_n_steps": 5,  # of the same task
-                "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
-            },
-            # omegaconf+ resolves ${...} after all files and overrides are merged
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        self.stop = stopping.GracefulStop(checkpoint=None)
+        with self.stop.listening():
+            super().__init__(
+                ArkModule,
+                Mixture,
+                trainer_defaults={
+                    "max_epochs": 1,  # a run is one epoch: passes differ by task
+                    "num_sanity_val_steps": 0,
+                    "use_distributed_sampler": False,  # the datamodule shares every batch itself
+                    "log_every_n_steps": 5,  # of the same task
+                    "enable_model_summary": False,  # `ArkModule.summary` says more in fewer lines
+                },
+                # omegaconf+ resolves ${...} after all files and overrides are merged
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # without this an error prints a page of options and then what was wrong
@@ -81,13 +93,24 @@ class ArkCLI(LightningCLI):
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
         parser.link_arguments("data.plan", "model.cycle", apply_on="instantiate")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Of Lightning's those that Ark has; each costs a fifth of a second to prepare, so it is
+        only the one that was typed."""
+        known = LightningCLI.subcommands()
+        typed = [name for name in sys.argv[1:2] if name in _COMMANDS]
+        return {name: known[name] for name in typed or _COMMANDS}
+
     @property
     def run(self) -> RunConfig:
         return self._get(self.config_init, "run")
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        run, ckpt_path = RunConfig(**config.run.as_dict()), config.get("ckpt_path")
+        values = config.run.as_dict()
+        run = RunConfig(**values | {"saving": SavingConfig(**values["saving"])})
+        ckpt_path = stopping.resolve_auto(config.get("ckpt_path"), run.checkpoints, run.overwrite)
+        config.ckpt_path = ckpt_path
         if self.subcommand != "fit" and ckpt_path is None:
             raise ConfigError(
                 f"ark {self.subcommand} scores a checkpoint: add --ckpt_path=FILE, or "
@@ -95,18 +118,24 @@ class ArkCLI(LightningCLI):
             )
         if not run.alone:
             check_folder(run, ckpt_path)
+            if self.subcommand == "fit":
+                check_writable(run.folder)
         if ckpt_path is not None:
             config.ckpt_path = str(checkpoint_file(run, ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
         kwargs["default_root_dir"] = str(run.folder)
+        kwargs["plugins"] = _plugins(mine.get("plugins"), run)
         ledger = self.datamodule.ledger(run.folder if self.subcommand == "fit" else None)
+        given = mine.get("callbacks") or []
         if self.subcommand != "fit":
             kwargs["logger"] = False
-            kwargs["callbacks"] = [*(mine.get("callbacks") or []), ledger]
-            return super().instantiate_trainer(**kwargs)
-        kwargs["callbacks"] = [*(mine.get("callbacks") or []), *callbacks(run, plan, mine, ledger)]
+            kwargs["callbacks"] = [*given, ledger, self.stop]
+            return self._trainer(kwargs)
+        check_best(run.saving, self.model.network)
+        self.stop.checkpoint = run.checkpoints / LAST
+        kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):
             clear_folder(run)
         if mine.get("logger") in (None, True) and not run.alone:
@@ -115,7 +144,12 @@ class ArkCLI(LightningCLI):
             micro = mine.get("accumulate_grad_batches") or 1
             kwargs["val_check_interval"] = plan.total_steps * micro  # ark.run.Validation says when
             kwargs["check_val_every_n_epoch"] = None
-        return super().instantiate_trainer(**kwargs)
+        return self._trainer(kwargs)
+
+    def _trainer(self, options: dict[str, Any]) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**options)
+        limit_waiting(trainer.strategy, self.run.timeout)
+        return trainer
 
     def fit(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.fit."""
@@ -129,10 +163,16 @@ class ArkCLI(LightningCLI):
             alone.train_each(self.run, model.network, model.cycle, self._recipe(), cut)
             return
         model.settings = self._settings()
-        if self.trainer.is_global_zero:
-            (self.run.folder / "config.yaml").write_text(self._recipe(name=self.run.name))
+        run, trainer, recipe = self.run, self.trainer, self._recipe(name=self.run.name)
+        if trainer.is_global_zero:
+            (run.folder / "config.yaml").write_text(recipe)
             log.info(model.summary(datamodule.describe()))
-        fitting.fit(self.trainer, model, datamodule, self.run, options.get("ckpt_path"))
+        facts, versions = yaml.safe_load(recipe), datamodule.versions()
+        with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
+            fitting.fit(trainer, model, datamodule, run, options.get("ckpt_path"))
+            if run.artifacts and trainer.state.finished:
+                files = checkpoint_files(trainer.checkpoint_callbacks, run.checkpoints / LAST)
+                publish(trainer.loggers, files, run.folder / "model", versions)
 
     def test(self, model: ArkModule, datamodule: Mixture, **options: Any) -> None:
         """LightningCLI calls it in place of Trainer.test."""
@@ -159,6 +199,19 @@ class ArkCLI(LightningCLI):
         config.ckpt_path = None
         config.run.overwrite, config.run.alone, config.run.name = False, False, name
         return self._parser(self.subcommand).dump(config)
+
+
+_COMMANDS = ("fit", "validate", "test")
+
+
+def _plugins(given: Any, run: RunConfig) -> list[Any]:
+    """The recipe's own, and ours where it has none of their kind."""
+    found = list(given) if isinstance(given, list) else [given] if given else []
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in found):
+        found += stopping.plugins()
+    if not any(isinstance(plugin, CheckpointIO) for plugin in found):
+        found.append(SealedCheckpointIO(run.saving.background))
+    return found
 
 
 # where things lie, how fast they are read, what is only reported or checked elsewhere

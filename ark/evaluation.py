@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 from ark.crops import mean_of_ten_crops
 from ark.network import Network
-from ark.scores import WHO, Scores
+from ark.scores import WHO, Intervals, Scores
 from ark.teacher import Teacher
 from ark.types import Batch, Prediction
 
@@ -24,15 +24,20 @@ class Evaluation(pl.LightningModule):
         self.scored: tuple[str, ...] = WHO  # whom an evaluation scores
         self.calibrating = False  # whether a validation lets the heads choose their thresholds
         self.draws = 0  # bootstrap draws of a test; 0: no intervals
+        self.intervals: dict[str, Intervals] = {}  # of the last test
 
     def on_validation_epoch_start(self) -> None:
+        if self.calibrating:
+            for network in self.networks.values():
+                for head in network.heads_by_key().values():
+                    head.uncalibrate()
         self.scores = Scores(self.networks, self.scored, self.device)
 
     def on_test_epoch_start(self) -> None:
         self.scores = Scores(self.networks, self.scored, self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
+        return self.evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Prediction]:
         return self.evaluate(batch)

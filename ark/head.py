@@ -169,6 +169,10 @@ class Head(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has start_samples, but no start")
 
+    def uncalibrate(self) -> None:
+        """Back to before any `calibrate`: a run that goes on behind it does it again, and must find
+        the same to the last bit. By default there is nothing to undo."""
+
     def calibrate(self, metric: Metric) -> None:
         """Chooses what is chosen on the validation split: thresholds, a temperature.
 

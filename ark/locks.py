@@ -15,8 +15,8 @@ class Locks:
     """Applies a phase's locks to a network, and remembers what may train at all.
 
     Made before the first lock. What to lock comes from the step, so a resumed run just applies
-    its phase. Under DDP apply only after wrapping: a parameter frozen when DDP wraps and released
-    later gets different gradients on each rank (docs/design.md).
+    its phase. Under DDP wrap anew afterwards (`ark.parallel`): a parameter frozen when DDP wraps
+    and released later gets different gradients on each rank (docs/design.md).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -53,6 +53,17 @@ def locked_modules(network: Network, phase: Phase) -> list[nn.Module]:
         for module in network.part(name, task).modules()
     }
     return _largest_without(network, free)
+
+
+def idle_modules(network: Network, phase: Phase) -> list[nn.Module]:
+    """The modules that no task of a phase runs: heads of others and what only these share."""
+    used = {
+        id(module)
+        for task in phase.members
+        for part in network.used_by(task)
+        for module in part.modules()
+    }
+    return _largest_without(network, used)
 
 
 def _largest_without(module: nn.Module, free: set[int]) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ark import ranks
 from ark.agvm import AGVMConfig
 from ark.balance import BalanceFactory
 from ark.checkpoint import check_same
@@ -28,6 +29,7 @@ from ark.schedules import Constant, Schedule, WarmupCosine
 from ark.scores import check_metrics
 from ark.surgery import Surgery
 from ark.teacher import Teacher, by_length, steps_averaged
+from ark.tracking.sinks import log_numbers
 from ark.types import Batch, ConfigError, Target, TaskSpec
 from ark.weights import load_initial
 
@@ -212,14 +214,15 @@ class ArkModule(JointTraining):
 
         Not self.log: Lightning repeats the last value of every task at each step of any task.
         """
-        values = {
-            f"train/{task}/{name}": float(torch.stack([each[name] for each in found]).mean())
+        means = {
+            f"train/{task}/{name}": torch.stack([each[name].float() for each in found]).mean()
             for task, found in self._numbers.items()
             for name in found[0]
         }
         self._numbers = {}
-        for logger in self.loggers if values else ():
-            logger.log_metrics(values, step=self.global_step)
+        if means:  # one look at the device, not one for each number
+            values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+            log_numbers(self.loggers, values, self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""
@@ -228,8 +231,9 @@ class ArkModule(JointTraining):
         features, output = self.network.run(batch.task, batch.images, target)
         losses = head.loss(output, target)
         task = torch.stack(list(losses.values())).sum()
+        share = ranks.share(len(batch.images), batch.images.device)
         if self.hierarchy.speaks_of(batch.task):
-            losses["hierarchy"] = self.hierarchy(batch.task, head.predict(output))
+            losses["hierarchy"] = share * self.hierarchy(batch.task, head.predict(output))
             task = task + losses["hierarchy"]
         weight = self.now(self.consistency, at)
         total = (1 - weight) * task
@@ -239,7 +243,8 @@ class ArkModule(JointTraining):
         names = self.agreement.names(head)
         student = head.consistency(features, output, names) if weight > 0 else {}
         if carries_gradient(student):
-            agreement = self.agreement.loss(head, student, self.teacher_targets(batch, output))
+            teacher = self.teacher_targets(batch, output)
+            agreement = share * self.agreement.loss(head, student, teacher)
             losses["consistency"] = agreement
             total = total + weight * agreement
         numbers = {name: value.detach() for name, value in losses.items()}
@@ -277,12 +282,16 @@ class ArkModule(JointTraining):
     def update_teacher(self, finished: Position) -> None:
         """Called once after every optimiser step; moves the teacher where the plan says so."""
         if finished.ends(self.teacher_update):
-            momentum = self.now(self.momentum, finished)
-            if self.momentum_by_length:
-                steps = steps_averaged(self.cycle, finished, self.teacher_update)
-                mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
-                momentum = by_length(momentum, steps, mean)
-            self.teacher.update(self.network, momentum)
+            self.teacher.update(self.network, self.momentum_at(finished))
+
+    def momentum_at(self, finished: Position) -> float:
+        """Of the teacher's update after this step, or of the next one where it has none."""
+        momentum = self.now(self.momentum, finished)
+        if self.momentum_by_length:
+            steps = steps_averaged(self.cycle, finished, self.teacher_update)
+            mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
+            momentum = by_length(momentum, steps, mean)
+        return momentum
 
     def configure_optimizers(self) -> Any:
         defaults = self._optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
 
 from ark.module import ArkModule
 from ark.scores import WHO
+from ark.tracking.samples import FirstSamples
+from ark.tracking.sinks import log_picture
 from ark.types import Batch
 
 
@@ -24,35 +25,24 @@ class Pictures(Callback):
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self._kept: dict[str, list[dict[str, Any]]] = {}
+        self._samples = FirstSamples(count)
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._kept = {}
+        self._samples = FirstSamples(self.count if trainer.is_global_zero else 0)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        kept = self._kept.setdefault(batch.task, [])
-        missing = self.count - len(kept)
-        # the score before training has no teacher to show
-        if set(outputs) != set(WHO) or not trainer.is_global_zero or missing <= 0:
-            return
-        batch = batch.to("cpu")
-        shown = {"truth": batch.target, **{who: p.to("cpu") for who, p in outputs.items()}}
-        for index, key in enumerate(batch.keys[:missing]):
-            mine = {name: value.item(index) for name, value in shown.items()}
-            kept.append({"key": key, "image": batch.images[index], **mine})
+        self._samples.add(batch, outputs)  # the score before training has no teacher to show
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ArkModule)
-        for task, kept in self._kept.items():
+        for task, kept in self._samples.kept.items():
             if not kept:
                 continue
             path = self.folder / f"{task}.png"
             draw(module, task, kept, path)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"pictures/{task}", [str(path)])
+            log_picture(trainer.loggers, f"pictures/{task}", path, trainer.global_step)
 
 
 def draw(module: ArkModule, task: str, kept: list[dict[str, Any]], path: Path) -> None:

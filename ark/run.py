@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import netrc
-import os
-import secrets
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ark.callbacks import CycleProgressBar, CycleRunner
 from ark.cycle import Cycle, Unit
+from ark.faults import Faults
 from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
+from ark.integrity import newest_intact
+from ark.keeping import SavingConfig, checkpoint_callbacks
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
+from ark.saving import LAST as LAST
+from ark.tracking.callbacks import tracking_callbacks
+from ark.tracking.identity import WANDB_ID, Mode
+from ark.tracking.session import CODE, SESSIONS
+from ark.tracking.wandb_logger import wandb_logger
 from ark.types import ConfigError
 
-LAST = "last.ckpt"
-WANDB_ID = "wandb_id.txt"
+log = logging.getLogger("ark")
+FAULTS = "faults"
 
 
 @dataclass
@@ -37,6 +43,8 @@ class RunConfig:
         name: of the run and its folder.
         root: folder of all runs.
         wandb: "auto" is online where a key is set and offline elsewhere.
+        panels: samples a task in what W&B, TensorBoard or MLflow show of each validation.
+        artifacts: log checkpoints, the model and the datasets' versions as W&B artifacts.
         pictures: samples a task in the pictures at the end.
         bootstraps: draws of patients for the 95 % intervals of test scores; 0 leaves them out.
         baseline: score the test split before training too, for the table at the end; and the
@@ -46,6 +54,9 @@ class RunConfig:
             `ark.forgetting`).
         validate_every: after every how many of them.
         checkpoint_every: steps between checkpoints; one cycle if not given.
+        saving: which checkpoints are kept beside the last two, and how they are written.
+        timeout: seconds that a rank waits for the others before it ends with an error. More than
+            any rank may need alone: to write shards, or the report.
         overwrite: start anew in a folder that holds another run's checkpoints.
         alone: instead of one run, train each task alone from the same start with the same steps,
             and print both side by side.
@@ -53,13 +64,17 @@ class RunConfig:
 
     name: str = "run"
     root: str = "runs"
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Mode = "auto"
+    panels: int = 4
+    artifacts: bool = False
     pictures: int = 6
     bootstraps: int = 1000
     baseline: bool = True
     validate: Unit = "cycle"
     validate_every: int = 1
     checkpoint_every: int | None = None
+    saving: SavingConfig = field(default_factory=SavingConfig)
+    timeout: float = 1800.0
     overwrite: bool = False
     alone: bool = False
 
@@ -97,27 +112,39 @@ def check_folder(run: RunConfig, ckpt_path: str | None) -> None:
             f"run: validate_every={run.validate_every}, checkpoint_every={every}; "
             "expected at least 1"
         )
+    if run.timeout <= 0:
+        raise ConfigError(f"run.timeout={run.timeout}; expected a number of seconds above 0")
+    run.saving.check()
     if ckpt_path is None:
         if any(run.checkpoints.glob("*.ckpt")) and not run.overwrite:
             raise ConfigError(
                 f"{run.folder} holds a run with checkpoints; go on with it (--ckpt_path last), "
                 "choose another --run.name, or start anew with --run.overwrite=true"
             )
-    elif not checkpoint_file(run, ckpt_path).is_file():
-        raise ConfigError(f"ckpt_path: no checkpoint {checkpoint_file(run, ckpt_path)}")
+    elif ckpt_path == "last":
+        if not any(run.checkpoints.glob("*.ckpt")):
+            raise ConfigError(f"ckpt_path: no checkpoint {run.checkpoints / LAST}")
+    elif not Path(ckpt_path).is_file():
+        raise ConfigError(f"ckpt_path: no checkpoint {ckpt_path}")
 
 
 def checkpoint_file(run: RunConfig, ckpt_path: str) -> Path:
-    """The file that `ckpt_path` names; "last" is the newest of this run."""
-    return run.checkpoints / LAST if ckpt_path == "last" else Path(ckpt_path)
+    """The file that `ckpt_path` names; "last" is the newest intact one of this run.
+
+    Raises:
+        ConfigError: none is intact.
+    """
+    if ckpt_path != "last":
+        return Path(ckpt_path)
+    return newest_intact(run.checkpoints, rank_zero_only(log.warning))
 
 
 @rank_zero_only
 def clear_folder(run: RunConfig) -> None:
     """Makes the folder ready for a new run: what an earlier one wrote there goes."""
-    for name in ("checkpoints", "logs", "model", "pictures"):
+    for name in ("checkpoints", "logs", "model", "pictures", CODE, FAULTS):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, LEDGER, SKIPPED)
+    written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, SESSIONS, LEDGER, SKIPPED)
     for name in (*written, MATRIX, NUMBERS, PICTURE):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -185,10 +212,11 @@ def callbacks(
             f"trainer.val_check_interval={interval} and run.validate={run.validate}; drop one: "
             "run.validate and run.validate_every follow the plan"
         )
-    found: list[Callback] = [CycleRunner(), ledger]
+    found: list[Callback] = [CycleRunner(), Faults(run.folder / FAULTS), ledger]
     found.append(Pictures(run.folder / "pictures", run.pictures))
     if run.measures_forgetting:
         found.append(Forgetting(run.folder))
+    found += tracking_callbacks(run.folder, run.panels)
     if interval is None and not trainer.get("fast_dev_run"):
         found.append(Validation(run, cycle))  # behind those who wait for one
     if trainer.get("enable_progress_bar") is not False:
@@ -197,51 +225,13 @@ def callbacks(
         found.append(LearningRateMonitor(logging_interval="step"))
     if trainer.get("enable_checkpointing") is not False:
         every = run.checkpoint_every or cycle.steps_per_cycle
-        found.append(_checkpoint(run, "best-{step}", monitor="val/score", mode="max"))
-        found.append(_checkpoint(run, Path(LAST).stem, every_n_train_steps=every))
+        found += checkpoint_callbacks(run.checkpoints, every, run.saving)
     return found
-
-
-def _checkpoint(run: RunConfig, filename: str, **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        run.checkpoints,
-        filename,
-        auto_insert_metric_name=False,  # metric names hold "/", which would make folders
-        enable_version_counter=False,  # a step that is done again writes the same file again
-        **options,
-    )
 
 
 def loggers(run: RunConfig) -> list[Logger]:
     """CSV always; W&B as `run.wandb` says. A resumed run goes on in its own W&B run."""
     found: list[Logger] = [CSVLogger(run.folder, name="logs")]
     if run.wandb != "off":
-        offline = run.wandb == "offline" or (run.wandb == "auto" and not _wandb_key())
-        found.append(
-            WandbLogger(
-                project="ark",
-                name=run.name,
-                save_dir=run.folder,
-                offline=offline,
-                resume="allow",
-                id=_wandb_id(run),
-            )
-        )
+        found.append(wandb_logger(run.folder, run.name, run.wandb))
     return found
-
-
-@rank_zero_only
-def _wandb_id(run: RunConfig) -> str:
-    path = run.folder / WANDB_ID
-    if not path.is_file():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()
-
-
-def _wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False

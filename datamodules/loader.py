@@ -10,6 +10,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from ark.signals import outlive_signals
 from ark.types import ConfigError
 from datamodules.stream import Failed, PlainBatches, TrainBatches
 
@@ -59,7 +60,9 @@ class StepLoader(BatchLoader):
 
 
 def quiet_worker(_: int) -> None:
-    """One thread a worker: OpenCV's and torch's pools would fight the trainer's."""
+    """One thread a worker: OpenCV's and torch's pools would fight the trainer's. And no signal that
+    is meant for the trainer ends it."""
+    outlive_signals()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     gc.freeze()  # what the trainer made is no garbage of ours: not to be searched, nor copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ark.checkpoint import check_same
 from ark.cycle import Cycle
 from ark.ledger import Ledger
 from ark.planning import CycleConfig, keep_tasks, make_cycle
+from ark.tracking.facts import DatasetVersion
 from ark.types import Batch, ConfigError, TaskSpec
 from datamodules.augment import Augment, AugmentChange, check_teacher_view, choose_augments
 from datamodules.config import DatasetConfig, prepare, task_specs
@@ -22,6 +24,7 @@ from datamodules.order import Order
 from datamodules.recipe_heads import choose_heads, choose_metrics
 from datamodules.sources.base import SPLITS
 from datamodules.stream import EvalBatches, FirstBatches, OnBad, Share, TrainBatches
+from datamodules.tars.index import INFO_FILE
 from datamodules.tars.shards import ShardReader
 from datamodules.tars.storage import CacheConfig
 from datamodules.task_data import TaskData
@@ -171,6 +174,19 @@ class Mixture(pl.LightningDataModule):
             split: {key: self.data(key, split).size for key in self._specs} for split in SPLITS
         }
         return Ledger(samples, self.batch_size, self.max_bad, folder)
+
+    def versions(self) -> dict[str, DatasetVersion]:
+        """Which data the run sees, by dataset."""
+        used = {spec.dataset for spec in self._specs.values()}
+        return {
+            name: DatasetVersion(
+                f"{reader.index.storage.where}/{INFO_FILE}",
+                sha256(reader.index.as_json().encode()).hexdigest(),
+                {split: reader.index.num_samples(split) for split in reader.index.splits},
+            )
+            for name, reader in self._readers.items()
+            if name in used
+        }
 
     def describe(self) -> str:
         """Samples of every task by split, a line each."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from ark.types import Batch
@@ -18,7 +19,7 @@ Samples = list[tuple[str, int]]  # (key, augmentation seed)
 
 
 class Trace(Callback):
-    """Appends a line for every batch that went through a training step.
+    """Appends a line for every batch that went through a training step, and one for its loss.
 
     Args:
         folder: for a file a rank; one folder a session.
@@ -34,6 +35,13 @@ class Trace(Callback):
         line = [trainer.global_step, batch.task, batch.keys, batch.seeds, batch.positions]
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        with (self.folder / f"rank{trainer.global_rank}.losses").open("a") as file:
+            file.write(f"{self._step} {float(outputs['loss'])!r}\n")
 
 
 class Kill(Callback):
@@ -72,3 +80,36 @@ def traced(folder: Path) -> dict[int, Samples]:
     return {
         step: [(key, seed) for _, key, seed in sorted(samples)] for step, samples in steps.items()
     }
+
+
+def traced_losses(folder: Path) -> dict[int, float]:
+    """Step -> the mean of its losses over ranks and accumulated batches: what is minimised."""
+    steps: dict[int, list[float]] = defaultdict(list)
+    for path in folder.glob("*.losses"):
+        for line in path.read_text().splitlines():
+            step, loss = line.split()
+            steps[int(step)].append(float(loss))
+    return {step: sum(found) / len(found) for step, found in steps.items()}
+
+
+class Gradients(Callback):
+    """Writes down every optimiser step's gradient, before clipping, and the networks at the end.
+
+    Args:
+        folder: for a file a step and rank.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        parameters = module.network.named_parameters()
+        found = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+        self._write(trainer, f"step{trainer.global_step}", found)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._write(trainer, "end", module.state_dict())
+
+    def _write(self, trainer: pl.Trainer, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, self.folder / f"{name}_rank{trainer.global_rank}.pt")

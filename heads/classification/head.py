@@ -147,6 +147,11 @@ class ClassificationHead(Head):
         means.apply()
 
     @torch.no_grad()
+    def uncalibrate(self) -> None:
+        self.temperature.fill_(1.0)
+        self.thresholds.fill_(UNDECIDED)
+
+    @torch.no_grad()
     def calibrate(self, metric: ClassMetric) -> None:  # type: ignore[override]
         """The temperature of the least negative log-likelihood, and for a multilabel task the
         thresholds of the greatest F1 at that temperature. Nothing known: all stays."""

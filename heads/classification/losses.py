@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from ark import ranks
 from ark.types import ConfigError, MulticlassTarget, MultilabelTarget, Target
 
 
@@ -156,16 +157,18 @@ class ClassLoss(nn.Module):
             terms, counts = self.each(logits, target.labels, self.smoothing)
             return _mean(terms, counts * of_image[:, None])
         total = self.each(logits, target.labels, weights, self.smoothing)
-        return total / _or_one(of_image.sum())
+        return total / _of_all(of_image.sum())
 
 
 def _mean(terms: Tensor, weights: Tensor) -> Tensor:
     # where, not only a product: nothing unknown may reach the sum, not even as 0 * infinity
-    return torch.where(weights > 0, terms * weights, 0.0).sum() / _or_one(weights.sum())
+    return torch.where(weights > 0, terms * weights, 0.0).sum() / _of_all(weights.sum())
 
 
-def _or_one(total: Tensor) -> Tensor:
-    return torch.where(total > 0, total, 1.0)
+def _of_all(weight: Tensor) -> Tensor:
+    """What to divide this rank's sum by; 1 where nothing weighs anything on any rank."""
+    weight = ranks.mean(weight)
+    return torch.where(weight > 0, weight, 1.0)
 
 
 def _check_arguments(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ark import ranks
 from ark.head import Comparable
 from ark.types import DetectionTarget, Features
 from heads.detection.annotated_classes import (
@@ -104,9 +105,10 @@ class Dense(Family):
     def loss(self, detector: Any, raw: Any, scene: Scene) -> dict[str, Any]:
         head = detector.bbox_head
         classes = silence_maps(head, raw[0], scene.unknown)
-        return head.loss_by_feat(
-            classes, *raw[1:], batch_gt_instances=scene.truth, batch_img_metas=scene.metas
-        )
+        with _counting_all_ranks(head):
+            return head.loss_by_feat(
+                classes, *raw[1:], batch_gt_instances=scene.truth, batch_img_metas=scene.metas
+            )
 
     def predict(self, detector: Any, raw: Any, scene: Scene) -> list[Any]:
         return detector.bbox_head.predict_by_feat(*raw, batch_img_metas=scene.metas, rescale=False)
@@ -126,6 +128,28 @@ class Dense(Family):
             return torch.cat([level.transpose(1, 2).flatten(2) for level in levels], dim=2)
 
         return {"logits": logits}
+
+
+@contextmanager
+def _counting_all_ranks(head: Any) -> Iterator[None]:
+    """Inside, anchor heads such as RetinaNet's divide by the mean count of boxes of all ranks (see
+    `ark.ranks`). mmdet's newer heads (ATSS, FCOS, DETR) do so themselves."""
+    from mmdet.models.dense_heads import AnchorHead
+
+    if getattr(type(head), "loss_by_feat", None) is not AnchorHead.loss_by_feat:
+        yield
+        return
+    own = head.get_targets
+
+    def get_targets(*args: Any, **options: Any) -> Any:
+        *targets, count = own(*args, **options)
+        return *targets, ranks.mean(torch.tensor(float(count), device=targets[0][0].device))
+
+    head.get_targets = get_targets
+    try:
+        yield
+    finally:
+        del head.get_targets
 
 
 @dataclass

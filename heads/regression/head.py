@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ark import ranks
 from ark.drawing import show_image
 from ark.head import Comparable, Head
 from ark.types import (
@@ -102,7 +103,8 @@ class RegressionHead(Head):
         each = LOSSES[self.loss_name](output.float(), truth, reduction="none")
         # where, not a product: nothing unknown may reach the sum, not even as 0 * infinity
         total = torch.where(target.known, each, 0.0).sum()
-        return {self.loss_name: total / target.known.sum().clamp(min=1)}
+        count = ranks.mean(target.known.sum())
+        return {self.loss_name: total / torch.where(count > 0, count, 1)}
 
     def predict(self, output: Tensor) -> ValuesPrediction:
         """(B, K) in the dataset's units."""

@@ -18,17 +18,16 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.losses import (
     BINARY_MODE,
     MULTICLASS_MODE,
-    MULTILABEL_MODE,
-    DiceLoss,
     LovaszLoss,
-    TverskyLoss,
 )
 from torch import Tensor
 
+from ark import ranks
 from ark.types import ConfigError, SegmentationTarget
 from heads.segmentation.exclusive import majority, without_overlap
 
 NOT_ANNOTATED = 255
+TINY = 1e-7
 IMPOSSIBLE = -1e4  # as a logit; minus infinity times a truth of 0 would be NaN
 
 
@@ -53,7 +52,9 @@ class Masks:
     def mean(self, pixels: Tensor) -> Tensor:
         """The mean over what is known of such a map."""
         known = self.known[:, :1] if self.exclusive else self.known
-        return (pixels.mean(dim=(2, 3)) * known).sum() / known.sum().clamp(min=1)
+        # of few images on many ranks the mean count may be a fraction
+        count = ranks.mean(known.sum())
+        return (pixels.mean(dim=(2, 3)) * known).sum() / torch.where(count > 0, count, 1)
 
 
 def _cross_entropy(masks: Masks) -> Tensor:
@@ -66,23 +67,20 @@ def _focal(masks: Masks, gamma: float = 2.0) -> Tensor:
 
 
 def _dice(masks: Masks) -> Tensor:
-    loss = DiceLoss(MULTILABEL_MODE, from_logits=False, ignore_index=NOT_ANNOTATED)
-    return _overlap(loss, masks)
+    return _tversky(masks, 0.5, 0.5)
 
 
 def _tversky(masks: Masks, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
-    loss = TverskyLoss(
-        MULTILABEL_MODE, from_logits=False, ignore_index=NOT_ANNOTATED, alpha=alpha, beta=beta
-    )
-    return _overlap(loss, masks)
-
-
-def _overlap(loss: Callable[[Tensor, Tensor], Tensor], masks: Masks) -> Tensor:
-    missing = ~masks.known[..., None, None]
-    total = loss(masks.probabilities(), masks.truth.masked_fill(missing, NOT_ANNOTATED))
-    # smp divides by C; a class unknown in the whole batch adds zero and must not dilute.
-    share = masks.known.any(dim=0).float().mean().clamp(min=1 / masks.known.shape[1])
-    return total / share
+    """Of the whole batch, over all ranks; smp's cannot add up over ranks before it divides."""
+    known = masks.known[..., None, None]
+    p, t = masks.probabilities() * known, masks.truth * known
+    sums = [each.sum(dim=(0, 2, 3)) for each in (p, t, (p - t).abs())]
+    predicted, present, apart = ranks.total(torch.stack(sums))
+    hit = (predicted + present - apart) / 2  # arXiv 2303.16296: also right for soft truth
+    false, missed = predicted - hit, present - hit
+    score = hit / (hit + alpha * false + beta * missed).clamp(min=TINY)
+    annotated = ranks.mean(masks.known.any(dim=0).float()) > 0
+    return ((1 - score) * (present > 0)).sum() / annotated.sum().clamp(min=1)
 
 
 def _lovasz(masks: Masks) -> Tensor:
@@ -118,7 +116,8 @@ class MaskLoss:
     """A weighted sum of terms.
 
     - `dice`: 1 - soft Dice of the batch, the mean over classes, of which those without a positive
-      pixel count 0 (smp). With soft truth the form of arXiv 2303.16296, whose optimum is the truth.
+      pixel count 0 (as smp's). With soft truth the form of arXiv 2303.16296, whose optimum is the
+      truth.
     - `tversky`: the same with `alpha` on false positives and `beta` on false negatives
       (arXiv 1706.05721); 0.5 and 0.5 are Dice.
     - `bce`, or in mode multiclass `ce`: cross entropy, the mean over known pixels.
@@ -126,7 +125,8 @@ class MaskLoss:
       its least where the probability is the truth, also a soft one).
     - `lovasz`: the Lovász hinge of each class, or the Lovász softmax over those present (arXiv
       1705.08790). It knows no soft truth: a pixel belongs to a class that at least half of the
-      raters gave it.
+      raters gave it. The mean over ranks of the losses of their images; all others are those of
+      the whole batch.
 
     In mode multiclass the background is a class like the others. Where masks overlap the last
     class wins (`.exclusive`). On an image where only some classes were annotated the softmax runs

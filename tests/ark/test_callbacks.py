@@ -22,7 +22,8 @@ def module() -> ArkModule:
 
 
 def trainer_at(step: int, accumulate: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step, accumulate_grad_batches=accumulate, global_rank=0)
+    place = {"global_rank": 0, "strategy": None}
+    return SimpleNamespace(global_step=step, accumulate_grad_batches=accumulate, **place)
 
 
 def test_locks_follow_the_step_also_after_a_resume_and_a_validation(module: ArkModule) -> None:

@@ -67,7 +67,7 @@ def test_a_damaged_file_is_named(tmp_path, name: str) -> None:
         load_network(tmp_path)
     junk = tmp_path / "junk.ckpt"
     junk.write_bytes(b"junk")
-    with pytest.raises(ConfigError, match="cannot be read safely"):
+    with pytest.raises(ConfigError, match="cut off, damaged or none"):
         load_network(junk)
 
 

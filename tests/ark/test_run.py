@@ -54,13 +54,14 @@ def test_a_resumed_run_goes_on_in_its_wandb_run(run: RunConfig) -> None:
 
 def test_without_a_key_wandb_is_offline(run: RunConfig, monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     clear_folder(run)
     csv, wandb = loggers(run)
     assert isinstance(csv, CSVLogger)
     assert isinstance(wandb, WandbLogger)
-    assert wandb._offline
+    assert wandb.offline
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert not loggers(run)[1]._offline
+    assert not loggers(run)[1].offline
     run.wandb = "off"
     assert [type(logger) for logger in loggers(run)] == [CSVLogger]

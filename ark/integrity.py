@@ -1,0 +1,187 @@
+"""Checkpoints on disk: each is there whole or not at all, and the newest intact one is found."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ark.errors import ConfigError
+from ark.sealing import DamagedCheckpoint, read_seal, save_sealed, verify
+
+log = logging.getLogger("ark")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HALVES = ".*.ckpt.tmp"
+
+
+def write_checkpoint(
+    checkpoint: Mapping[str, Any], path: Path, previous: Path | None = None
+) -> None:
+    """Writes a sealed file that replaces `path` at once and survives a loss of power.
+
+    Args:
+        checkpoint: what `torch.save` takes; its "global_step" goes into the seal.
+        previous: the name that the present `path` gets; without it that file is lost.
+
+    Raises:
+        ConfigError: the disk is full or cannot be written; `path` is what it was.
+    """
+    needed = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path, previous) as file:
+            needed, error = save_sealed(checkpoint, file)
+            if error is not None:
+                raise error
+    except OSError as error:
+        raise _unwritable(path, error, needed) from error
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name, which replaces `target` at once; a copy where disks cannot.
+
+    Raises:
+        ConfigError: as of `write_checkpoint`.
+    """
+    try:
+        _link(source, target)
+    except OSError as error:
+        raise _unwritable(target, error, source.stat().st_size) from error
+
+
+def _link(source: Path, target: Path) -> None:
+    half = _half(target)
+    half.unlink(missing_ok=True)
+    try:
+        os.link(source, half)
+    except OSError:
+        with source.open("rb") as original, _replacing(target) as copy:
+            shutil.copyfileobj(original, copy, 1 << 23)
+        return
+    os.replace(half, target)
+    half.unlink(missing_ok=True)  # two names of one file do not replace each other
+    _sync_folder(target.parent)
+
+
+def newest_intact(folder: Path, say: Callable[[str], None] = log.warning) -> Path:
+    """The checkpoint of the most steps (of several the last written) whose bytes are right.
+
+    Changes nothing, so that every rank finds the same.
+
+    Args:
+        say: is told of damaged files that would have come before, and of writes cut off.
+
+    Raises:
+        ConfigError: there is none; names each file and what is wrong with it.
+    """
+    for half in sorted(folder.glob(_HALVES)):
+        say(f"checkpoint {folder / half.name[1:-4]}: a write was cut off, or goes on elsewhere")
+    found: list[tuple[int, int, Path]] = []
+    damages: list[str] = []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            found.append((_step(path), path.stat().st_mtime_ns, path))
+        except DamagedCheckpoint as error:
+            damages.append(str(error))
+    for step, _, path in sorted(found, key=lambda found: (-found[0], -found[1], found[2])):
+        try:
+            seal = verify(path)
+        except DamagedCheckpoint as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            say(f"{damage}; going on from {path.name}, step {step}")
+        if seal is None:
+            say(f"checkpoint {path} has no seal: checked by the weaker sums of its archive alone")
+        return path
+    raise ConfigError("; ".join([f"ckpt_path: no checkpoint in {folder} is intact", *damages]))
+
+
+def remove_halves(folder: Path) -> None:
+    """Removes what writes that were cut off left behind; for the one process that writes there."""
+    for half in folder.glob(_HALVES):
+        half.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a file into `folder`, or where it would be made, and removes it.
+
+    Raises:
+        ConfigError: names the folder and the reason.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(folder / "anything", error, 4096) from error
+
+
+@contextmanager
+def _replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole and on the disk."""
+    half = _half(path)
+    try:
+        with half.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            _link(path, previous)
+        os.replace(half, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
+
+
+def _half(path: Path) -> Path:
+    """Where `path` is written before it is renamed: in the same folder, with another suffix."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a loss of power."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot
+            raise
+    finally:
+        os.close(number)
+
+
+def _unwritable(path: Path, error: OSError, needed: int) -> ConfigError:
+    what, todo = error.strerror or str(error), "mend its rights"
+    if error.errno in _FULL:
+        free = shutil.disk_usage(path.parent).free
+        what += f": {path.name} needs {needed:,} bytes, {free:,} are free"
+        todo = "make room"
+    return ConfigError(
+        f"run.root: cannot write {path.name} into {path.parent}: {what}; {todo}, or choose another "
+        "--run.root. The checkpoints that are there are untouched"
+    )
+
+
+def _step(path: Path) -> int:
+    """Optimiser steps done in a checkpoint that need not be intact, from a look at its end."""
+    try:
+        seal = read_seal(path)
+        if seal is not None:
+            return seal.step
+        return int(torch.load(path, "cpu", weights_only=True, mmap=True)["global_step"])
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # whatever a damaged or foreign file makes torch raise
+        raise DamagedCheckpoint(f"checkpoint {path} cannot be read: {error}") from error

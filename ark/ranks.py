@@ -1,0 +1,67 @@
+"""Sums and means over the ranks of a distributed run; alone, what a rank has itself.
+
+DDP averages the ranks' gradients. That is the gradient of the whole batch if each rank divides its
+sum by the MEAN count of all ranks, not by its own: ranks see unlike numbers of boxes and labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def several() -> bool:
+    """Whether there are other ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@torch.no_grad()
+def mean(value: Tensor) -> Tensor:
+    """The mean over ranks, of any shape, without a gradient. Nothing waits for a device."""
+    if not several():
+        return value
+    total = value.clone() if value.is_floating_point() else value.float()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks, of any shape, for losses that are no sum over images (Dice).
+
+    Its gradient reaches this rank's part alone, times the number of ranks: DDP's mean over ranks is
+    then that of the sum. (torch's own all-reduce with a gradient would send in the backward, among
+    DDP's buckets, in an order that ranks with unlike graphs need not share.)
+    """
+    if not several():
+        return value
+    whole = value.detach().clone()
+    dist.all_reduce(whole)
+    return whole + dist.get_world_size() * (value - value.detach())
+
+
+def share(count: int, device: torch.device) -> Tensor | float:
+    """What a mean over this rank's `count` images counts: 1 where all ranks have as many."""
+    if not several():
+        return 1.0
+    mine = torch.full((), float(count), device=device)
+    return mine / mean(mine)
+
+
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Makes the running statistics of every BatchNorm in training mode the mean over ranks.
+
+    Each rank sees its own part of a batch. So student and teacher are the same on all ranks, and a
+    checkpoint, which rank 0 writes, is what every rank has.
+    """
+    if not several():
+        return
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in module.modules() if isinstance(m, kind) and m.training]
+    statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
+    if not statistics:
+        return
+    means = mean(torch.cat([s.flatten() for s in statistics]))
+    for s, part in zip(statistics, means.split([s.numel() for s in statistics]), strict=True):
+        s.copy_(part.view_as(s))

@@ -1,0 +1,112 @@
+"""What a job runs: a recipe, several seeds of it, or the runs of a grid."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ark.errors import ConfigError
+from ark.slurm.job import Job
+
+_TASK = "$SLURM_ARRAY_TASK_ID"
+_OURS = ("ckpt_path", "trainer.num_nodes", "trainer.devices", "trainer.accelerator")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job runs.
+
+    Args:
+        name: of the job.
+        folder: for its script and what it prints.
+        options: lines of bash that set `options`.
+        array: its tasks, where not the user says which.
+    """
+
+    name: str
+    folder: Path
+    options: str
+    array: str | None = None
+
+
+def one_recipe(options: Sequence[str], job: Job) -> Work:
+    """`ark fit OPTIONS`, once or with each seed of an array.
+
+    Raises:
+        ConfigError: an option that the job sets itself, or that cannot go on after a requeue.
+    """
+    for option in options:
+        if (key := option.removeprefix("--").split("=")[0]) in _OURS:
+            raise ConfigError(
+                f"slurm submit: option --{key} is set by the job itself; leave it out"
+            )
+    run = resolved(options)["run"]
+    for key in ("overwrite", "alone"):
+        if run[key]:
+            raise ConfigError(
+                f"slurm submit: run.{key}=true; expected false: a requeued job goes on with its "
+                "run. Delete an old run's folder, or choose another run.name"
+                if key == "overwrite"
+                else "slurm submit: run.alone=true; submit a job a task with --data.only=[TASK]"
+            )
+    name, mine = str(run["name"]), [*options, *job.trainer_options()]
+    lines = bash_array(mine)
+    if job.array is not None:
+        lines += (
+            f'\noptions+=(--seed_everything="{_TASK}" --run.name={shlex.quote(name)}/seed"{_TASK}")'
+        )
+    return Work(name, Path(run["root"]) / name, lines)
+
+
+def resolved(options: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration: what is wrong with it is said now, not when the job starts.
+
+    Raises:
+        ConfigError: `ark fit` does not take the options.
+    """
+    command = [sys.executable, "-m", "ark", "fit", *options, "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"slurm submit: `ark fit` does not take these options:\n{done.stderr}")
+    return yaml.safe_load(done.stdout)
+
+
+def grid_of_runs(path: str, only: list[str] | None, seeds: list[int] | None, job: Job) -> Work:
+    """Every run of a grid that is not finished, each a task of the array. `ark ablate` takes their
+    results for its own, and makes the table.
+
+    Raises:
+        ConfigError: the grid is wrong, or has nothing left to run.
+    """
+    from ark.ablation import MADE_WITH, plan
+    from ark.grid import Grid
+
+    grid = Grid.load(Path(path))
+    runs = plan(grid, Path(path), seeds or grid.seeds)
+    if unknown := sorted(set(only or []) - {run.variant for run in runs}):
+        raise ConfigError(f"slurm submit: no variant {unknown[0]!r} in {path}")
+    waiting = [r for r in runs if r.variant in (only or [r.variant]) and not r.results.is_file()]
+    if not waiting:
+        raise ConfigError(f"slurm submit: all runs of {path} are finished; `ark ablate {path}`")
+    cases = []
+    for number, run in enumerate(waiting):
+        if run.plan.alone:
+            raise ConfigError(f"slurm submit: variant {run.variant} has run.alone; leave it out")
+        run.check_folder()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / MADE_WITH).write_text(run.digest)
+        mine = [*run.options, f"--seed_everything={run.seed}", *job.trainer_options()]
+        cases.append(f"  {number})  # {run.label}\n{bash_array(mine)}\n  ;;")
+    lines = "\n".join([f'case "{_TASK}" in', *cases, "esac"])
+    return Work(grid.name, Path(grid.root) / grid.name, lines, f"0-{len(waiting) - 1}")
+
+
+def bash_array(options: Sequence[str]) -> str:
+    return "\n".join(["options=(", *(f"  {shlex.quote(option)}" for option in options), ")"])
