@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ark import ranks
 from ark.network import Network
 from ark.sealing import verify
 from ark.types import ConfigError
@@ -21,12 +22,18 @@ ARCHITECTURE = "architecture.json"
 
 
 def save_networks(folder: Path, **networks: Network) -> None:
-    """Writes `folder/<name>.safetensors` for each network and one architecture for all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `folder/<name>.safetensors` for each network and one architecture for all.
+
+    Every rank calls it, because weights may be sharded; the first writes.
+    """
     for name, network in networks.items():
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        save_file(state, folder / f"{name}.safetensors")
-        (folder / ARCHITECTURE).write_text(json.dumps(network.architecture, indent=1))
+        state = {
+            key: ranks.whole(value).contiguous() for key, value in network.state_dict().items()
+        }
+        if ranks.first():
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / f"{name}.safetensors")
+            (folder / ARCHITECTURE).write_text(json.dumps(network.architecture, indent=1))
 
 
 def load_network(path: str | Path, which: str = "teacher") -> Network:

@@ -35,6 +35,7 @@ from ark.run import (
     loggers,
 )
 from ark.saving import SealedCheckpointIO
+from ark.sharded import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.tracking.artifacts import checkpoint_files, publish
 from ark.tracking.session import session
 from ark.types import ConfigError

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from ark import ranks
 from ark.errors import ConfigError
 from ark.types import Batch
 
@@ -63,7 +64,7 @@ class Faults(Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: Any) -> None:
         self._resolve(trainer, module)
-        norms = torch._foreach_norm(list(module.parameters()))
+        norms = torch._foreach_norm([ranks.local(p.detach()) for p in module.parameters()])
         if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
             raise NotFiniteError(
                 f"the weights are not finite after step {trainer.global_step}: no checkpoint is "

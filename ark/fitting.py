@@ -44,6 +44,7 @@ def fit(
     if trainer.checkpoint_callbacks and trainer.global_step == module.cycle.total_steps:
         trainer.save_checkpoint(run.checkpoints / LAST, weights_only=False)
     columns = _score(trainer, module, datamodule, WHO, draws=run.bootstraps)
+    save_networks(run.folder / "model", student=module.network, teacher=module.teacher.network)
     if trainer.is_global_zero:
         _conclude(module, run, columns, trainer.global_step, time.monotonic() - began)
 
@@ -93,15 +94,13 @@ def _score(
 def _conclude(
     module: ArkModule, run: RunConfig, scores: dict[str, report.Results], steps: int, seconds: float
 ) -> None:
-    network = module.network
-    save_networks(run.folder / "model", student=network, teacher=module.teacher.network)
     start = report.read_json(run.folder / report.START)
     columns = {"start": start, **scores} if start else scores
     facts = [
         f"start: {module.start}",
         f"{steps} optimiser steps, {module.cycle.cycles} cycles; {seconds:.0f} s in this session",
     ]
-    heads = network.heads_by_key()
+    heads = module.network.heads_by_key()
     table = report.write_report(
         run.folder, run.name, columns, facts, heads, module.intervals, module.ontology
     )

@@ -20,6 +20,7 @@ from ark.sealing import DamagedCheckpoint, read_seal, save_sealed, verify
 log = logging.getLogger("ark")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HALVES = ".*.ckpt.tmp"
+SHARDS, REST = ".metadata", "rest.pt"  # of a folder that torch.distributed.checkpoint wrote
 
 
 def write_checkpoint(
@@ -93,22 +94,41 @@ def newest_intact(folder: Path, say: Callable[[str], None] = log.warning) -> Pat
             damages.append(str(error))
     for step, _, path in sorted(found, key=lambda found: (-found[0], -found[1], found[2])):
         try:
-            seal = verify(path)
+            seal = None if path.is_dir() else verify(path)
         except DamagedCheckpoint as error:
             damages.append(str(error))
             continue
         for damage in damages:
             say(f"{damage}; going on from {path.name}, step {step}")
-        if seal is None:
+        if seal is None and path.is_file():
             say(f"checkpoint {path} has no seal: checked by the weaker sums of its archive alone")
         return path
     raise ConfigError("; ".join([f"ckpt_path: no checkpoint in {folder} is intact", *damages]))
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether there is a whole checkpoint of which each rank wrote its part (`ark.shards`)."""
+    return (path / SHARDS).is_file() and (path / REST).is_file()
+
+
+def _step_of_shards(path: Path) -> int:
+    if not is_sharded(path):
+        raise DamagedCheckpoint(f"checkpoint {path} is no whole folder of shards")
+    return int(torch.load(path / REST, map_location="cpu", weights_only=True)["global_step"])
+
+
 def remove_halves(folder: Path) -> None:
     """Removes what writes that were cut off left behind; for the one process that writes there."""
     for half in folder.glob(_HALVES):
-        half.unlink(missing_ok=True)
+        remove(half)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder of shards; nothing where there is none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -117,7 +137,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigError: names the folder and the reason.
     """
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    parents = folder, *folder.absolute().parents
+    there = next(path for path in parents if os.path.exists(path))  # Path.exists may raise
     try:
         with tempfile.NamedTemporaryFile(dir=there) as file:
             file.write(bytes(4096))
@@ -177,6 +198,8 @@ def _unwritable(path: Path, error: OSError, needed: int) -> ConfigError:
 def _step(path: Path) -> int:
     """Optimiser steps done in a checkpoint that need not be intact, from a look at its end."""
     try:
+        if path.is_dir():
+            return _step_of_shards(path)
         seal = read_seal(path)
         if seal is not None:
             return seal.step

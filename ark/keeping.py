@@ -117,7 +117,7 @@ class BestCheckpoint(ModelCheckpoint):
         """A score whose file is gone, or was left in another run's folder, does not count. All
         ranks go by the files that the first one sees."""
         super().on_train_start(trainer, pl_module)
-        there = [path for path in self.best_k_models if Path(path).is_file()]
+        there = [path for path in self.best_k_models if Path(path).exists()]
         there = trainer.strategy.broadcast(there)
         self.best_k_models = {p: score for p, score in self.best_k_models.items() if p in there}
         if self.best_model_path not in there:

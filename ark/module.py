@@ -293,6 +293,13 @@ class ArkModule(JointTraining):
             momentum = by_length(momentum, steps, mean)
         return momentum
 
+    def configure_model(self) -> None:
+        """Before the optimiser is made, strategies that shard do it here."""
+        strategy: Any = self.trainer.strategy
+        if hasattr(strategy, "shard"):
+            strategy.shard(self)
+            self.locks = Locks(self.network)  # of the parameters as they are now
+
     def configure_optimizers(self) -> Any:
         defaults = self._optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
         groups = parameter_groups(
@@ -329,7 +336,9 @@ class ArkModule(JointTraining):
             if (limit := self._clip.get(task, None if by_value else gradient_clip_val))
         ]
         if limits:  # not through Lightning, which refuses another limit than the trainer's
-            nn.utils.clip_grad_norm_(self.network.parameters(), min(limits))
+            strategy: Any = self.trainer.strategy
+            clip = getattr(strategy, "clip_norm", nn.utils.clip_grad_norm_)
+            clip(self.network.parameters(), min(limits))
         elif by_value:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

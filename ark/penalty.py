@@ -25,6 +25,7 @@ class NormPenalty:
     """
 
     def __init__(self, network: Network, weights: Mapping[str, float]) -> None:
+        self.paths = list(weights)
         self._terms: dict[str, list[tuple[float, list[nn.Parameter]]]] = {}  # by task
         modules = dict(network.named_modules())
         for path, weight in weights.items():

@@ -16,6 +16,21 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def first() -> bool:
+    return not several() or dist.get_rank() == 0
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP2 shards; any other as it is. Without a gradient what
+    is written into it is written into the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP2 shards: every rank must ask for it. Any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 @torch.no_grad()
 def mean(value: Tensor) -> Tensor:
     """The mean over ranks, of any shape, without a gradient. Nothing waits for a device."""

@@ -124,7 +124,7 @@ def check_folder(run: RunConfig, ckpt_path: str | None) -> None:
     elif ckpt_path == "last":
         if not any(run.checkpoints.glob("*.ckpt")):
             raise ConfigError(f"ckpt_path: no checkpoint {run.checkpoints / LAST}")
-    elif not Path(ckpt_path).is_file():
+    elif not Path(ckpt_path).exists():
         raise ConfigError(f"ckpt_path: no checkpoint {ckpt_path}")
 
 

@@ -91,6 +91,11 @@ class SealedCheckpointIO(TorchCheckpointIO):
         """
         self.flush()
         path = _absolute(path)
+        if path.is_dir():
+            raise ConfigError(
+                f"checkpoint {path} is a folder of shards; go on with --trainer.strategy=fsdp2 and "
+                "save_distributed_checkpoint, which reads it on any number of ranks"
+            )
         if verify(path) is None:
             log.info("checkpoint %s has no seal: checked by the sums of its archive", path)
         self._intact.add(path)

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ark import ranks
 from ark.cycle import Cycle, Position, Unit
 from ark.network import Network
 
@@ -27,9 +28,13 @@ class Teacher(nn.Module):
     def update(self, student: Network, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, buffers included.
 
-        Integer buffers (BatchNorm's counter) are copied. One fused lerp per dtype and device.
+        Integer buffers (BatchNorm's counter) are copied. One fused lerp per dtype and device. Of
+        sharded tensors each rank moves its part.
         """
-        mine, theirs = self.network.state_dict(), student.state_dict()
+        mine, theirs = (
+            {name: ranks.local(value) for name, value in network.state_dict().items()}
+            for network in (self.network, student)
+        )
         floats = [name for name, value in mine.items() if value.is_floating_point()]
         torch._foreach_lerp_(
             [mine[name] for name in floats], [theirs[name] for name in floats], 1.0 - momentum

@@ -94,3 +94,13 @@ def test_and_where_batchnorm_is_frozen(tmp_path: Path) -> None:
     expected = gradients(tmp_path / "one", 1, **frozen)
     for one, other in zip(expected, gradients(tmp_path / "two", 2, **frozen), strict=True):
         assert_same(one, other, ROUNDING)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_and_where_the_backbone_is_sharded(alone, tmp_path: Path, accumulated: int) -> None:
+    options = [f"--trainer.accumulate_grad_batches={accumulated}"] * (accumulated > 1)
+    expected = gradients(tmp_path / "one", 1, *options) if options else alone
+    found = gradients(tmp_path / "two", 2, "--trainer.strategy=fsdp2", *options)
+    for step, (one, other) in enumerate(zip(expected, found, strict=True)):
+        assert one.keys() == other.keys(), step
+        assert_same(one, other, ROUNDING)

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from ark import ranks
 from ark.types import Batch
 
 Samples = list[tuple[str, int]]  # (key, augmentation seed)
@@ -104,11 +105,12 @@ class Gradients(Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
         parameters = module.network.named_parameters()
-        found = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+        found = {name: ranks.whole(p.grad).clone() for name, p in parameters if p.grad is not None}
         self._write(trainer, f"step{trainer.global_step}", found)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._write(trainer, "end", module.state_dict())
+        state = module.state_dict()
+        self._write(trainer, "end", {name: ranks.whole(value) for name, value in state.items()})
 
     def _write(self, trainer: pl.Trainer, name: str, tensors: dict[str, torch.Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
