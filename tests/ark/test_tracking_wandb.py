@@ -35,7 +35,7 @@ def _without_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def core() -> list[int]:
     """The processes of wandb's service that this one started."""
-    told = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    told = subprocess.check_output(["ps", "-ww", "-eo", "pid,ppid,args"], text=True)  # whole lines
     rows = [line.split(maxsplit=2) for line in told.splitlines()]
     return [
         int(pid)
