@@ -25,7 +25,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 def shard(network: Network, mesh: DeviceMesh) -> None:
     """Shards the backbone: each member of a list or sequence that holds at least LEAST of its
-    parameters is gathered by itself, and the rest together.
+    parameters, beside those of members within, is gathered by itself, and the rest together.
 
     All is let go after each forward, the rest too, which torch would keep: between steps every
     parameter is a shard, also of what is locked and has no backward. Locks count from there.
@@ -38,7 +38,8 @@ def shard(network: Network, mesh: DeviceMesh) -> None:
         for member in container:
             if isinstance(member, nn.ModuleList | FSDPModule):
                 continue  # no forward before which it could be gathered
-            if sum(p.numel() for p in member.parameters()) >= least:
+            left = [p for p in member.parameters() if not isinstance(p, DTensor)]
+            if sum(p.numel() for p in left) >= least:
                 fully_shard(member, mesh=mesh, reshard_after_forward=True)
     fully_shard(network.backbone, mesh=mesh, reshard_after_forward=True)
 

@@ -373,7 +373,8 @@ def misbehaves(strike: Strike | None, outcome: Outcome) -> list[str]:
     if strike is None or outcome.struck is None:
         return said + [f"ended with {outcome.codes} by itself"] * any(outcome.codes)
     # before it listens a signal has its usual effect; at the end it may come too late to matter
-    asked = strike.number != signal.SIGKILL and outcome.doing not in ("start", "report")
+    heard = outcome.doing in ("train", "validate", "save")
+    asked = strike.number != signal.SIGKILL and heard
     if asked and outcome.codes != [INTERRUPTED] * len(outcome.codes):
         said.append(f"{strike.number.name} while it was to {outcome.doing}: {outcome.codes}")
     return said

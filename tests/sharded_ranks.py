@@ -87,7 +87,7 @@ def half(rank: int) -> Batch:
 
 def run(module: ArkModule, batch: Batch) -> Tensor:
     _, output = module.network.run(TASK, batch.images)
-    return output.logits.square().mean()
+    return output.square().mean()
 
 
 def gradients(module: ArkModule) -> dict[str, Tensor]:
@@ -194,6 +194,12 @@ def optimisers_step(folder: Path) -> None:
     for name, value in module.network.state_dict().items():
         expected = alone.network.state_dict()[name]
         torch.testing.assert_close(ranks.whole(value), expected, rtol=1e-4, atol=1e-5)
+
+
+def steps(folder: Path) -> None:
+    """All of them: to start processes takes longer than what they do."""
+    for work in (locks_change, teacher_moves, one_rank_lacks_labels, optimisers_step):
+        work(folder)
 
 
 # -- folders of shards ----------------------------------------------------------------------------
