@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def _save(tensors: dict[str, Tensor], half: Path) -> None:
         dcp.save(tensors, checkpoint_id=half)
     except CheckpointException as failed:  # no Exception
         causes = [cause for cause, _ in failed.failures.values()]
-        if any("failed writing" in str(cause) for cause in causes):  # torch.save says no more
+        if any(re.search("failed writing|unexpected pos", str(cause)) for cause in causes):
+            # torch.save's own words for a write that failed
             causes.append(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         if error := next((cause for cause in causes if isinstance(cause, OSError)), None):
             raise error from failed
