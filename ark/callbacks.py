@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-from ark import ranks
 from ark.cycle import Position
+from ark.distributed import ranks
+from ark.distributed.ddp import PhaseDDPStrategy
 from ark.locks import idle_modules, locked_modules
 from ark.module import ArkModule
-from ark.parallel import PhaseDDPStrategy
 from ark.seeds import seed_of
 from ark.starting import start_heads
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ark import ranks
+from ark.checkpoints.sealing import verify
+from ark.distributed import ranks
 from ark.network import Network
-from ark.sealing import verify
 from ark.types import ConfigError
 
 ARCHITECTURE = "architecture.json"

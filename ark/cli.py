@@ -20,11 +20,13 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 
 from ark import alone, fitting, stopping
+from ark.checkpoints.integrity import check_writable
+from ark.checkpoints.keeping import SavingConfig, check_best
+from ark.checkpoints.saving import SealedCheckpointIO
+from ark.distributed.ddp import limit_waiting
+from ark.distributed.fsdp import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.faults import full_disk_explained
-from ark.integrity import check_writable
-from ark.keeping import SavingConfig, check_best
 from ark.module import ArkModule
-from ark.parallel import limit_waiting
 from ark.planning import CycleConfig
 from ark.run import (
     LAST,
@@ -35,8 +37,6 @@ from ark.run import (
     clear_folder,
     loggers,
 )
-from ark.saving import SealedCheckpointIO
-from ark.sharded import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.tracking.artifacts import checkpoint_files, publish
 from ark.tracking.session import session
 from ark.types import ConfigError

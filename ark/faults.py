@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
-from ark import ranks, types
+from ark import types
+from ark.distributed import ranks
 from ark.errors import ConfigError
 from ark.types import Batch
 

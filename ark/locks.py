@@ -15,8 +15,8 @@ class Locks:
     """Applies a phase's locks to a network, and remembers what may train at all.
 
     Made before the first lock. What to lock comes from the step, so a resumed run just applies
-    its phase. Under DDP wrap anew afterwards (`ark.parallel`): a parameter frozen when DDP wraps
-    and released later gets different gradients on each rank (docs/design.md).
+    its phase. Under DDP wrap anew afterwards (`ark.distributed.ddp`): a parameter frozen when DDP
+    wraps and released later gets different gradients on each rank (docs/design.md).
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ark import ranks
 from ark.agvm import AGVMConfig
 from ark.balance import BalanceFactory
 from ark.checkpoint import check_same
 from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
+from ark.distributed import ranks
 from ark.hierarchy import Hierarchy
 from ark.joint import JointTraining
 from ark.locks import Locks, check_phase

@@ -16,15 +16,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ark.callbacks import CycleProgressBar, CycleRunner
+from ark.checkpoints.integrity import newest_intact
+from ark.checkpoints.keeping import SavingConfig, checkpoint_callbacks
+from ark.checkpoints.saving import LAST as LAST
 from ark.cycle import Cycle, Unit
 from ark.faults import Faults
 from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
-from ark.integrity import newest_intact
-from ark.keeping import SavingConfig, checkpoint_callbacks
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
-from ark.saving import LAST as LAST
 from ark.tracking.callbacks import tracking_callbacks
 from ark.tracking.identity import WANDB_ID, Mode
 from ark.tracking.session import CODE, SESSIONS

@@ -25,10 +25,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 
-from ark import ranks
 from ark.callbacks import describe
+from ark.checkpoints.saving import SealedCheckpointIO
+from ark.distributed import ranks
 from ark.module import ArkModule
-from ark.saving import SealedCheckpointIO
 from ark.signals import at_once, end_workers
 from ark.tracking.wandb_logger import mark_preempted
 from ark.types import ConfigError

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from ark import ranks
 from ark.cycle import Cycle, Position, Unit
+from ark.distributed import ranks
 from ark.network import Network
 
 

@@ -21,16 +21,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from ark import ranks
+from ark.checkpoints.integrity import newest_intact, write_checkpoint
+from ark.checkpoints.sealing import DamagedCheckpoint
+from ark.checkpoints.shards import read_folder, write_folder
 from ark.cycle import Cycle, Phase
-from ark.integrity import newest_intact, write_checkpoint
+from ark.distributed import ranks
+from ark.distributed.sharding import average_whole, check_optimizer, clip_norm, shard
 from ark.locks import Locks
 from ark.module import ArkModule, BackboneConfig
 from ark.optim import parameter_groups
 from ark.pseudo import PseudoLabels
-from ark.sealing import DamagedCheckpoint
-from ark.sharding import average_whole, check_optimizer, clip_norm, shard
-from ark.shards import read_folder, write_folder
 from ark.types import Batch, ConfigError, MultilabelTarget
 from toys import SIZE, make_batch, make_task
 

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ark.saving import LAST, SealedCheckpointIO
+from ark.checkpoints.saving import LAST, SealedCheckpointIO
 from ark.signals import outlive_signals
 from ark.stopping import GracefulStop, plugins, resolve_auto
 

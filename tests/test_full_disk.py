@@ -1,5 +1,5 @@
 """A disk that fills up at any moment of a run: one clear line, and the run goes on and ends the
-same. Checkpoints on full disks: `tests/ark/test_saving_run.py`."""
+same. Checkpoints on full disks: `tests/ark/checkpoints/test_saving_run.py`."""
 
 from __future__ import annotations
 

@@ -15,15 +15,15 @@ from tracing import traced_losses
 
 from ark.balance import GradNorm
 from ark.cycle import Cycle, Phase
+from ark.distributed.fsdp import check_supported
 from ark.module import ArkModule, BackboneConfig
-from ark.sharded import check_supported
 from ark.surgery import PCGrad
 from ark.types import ConfigError
 from toys import SIZE, make_task
 
 FILE = "--trainer.strategy=fsdp2"
 SHARDS = (
-    '--trainer.strategy={"class_path": "ark.sharded.ShardedStrategy", '
+    '--trainer.strategy={"class_path": "ark.distributed.fsdp.ShardedStrategy", '
     '"init_args": {"save_distributed_checkpoint": true}}'
 )
 DDP = "--trainer.strategy=ddp"

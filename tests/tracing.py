@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.types import Batch
 
 Samples = list[tuple[str, int]]  # (key, augmentation seed)

@@ -29,7 +29,7 @@ from pytorch_lightning.plugins.io import AsyncCheckpointIO, CheckpointIO, TorchC
 from tabulate import tabulate
 from torch import Tensor
 
-from ark.saving import SealedCheckpointIO
+from ark.checkpoints.saving import SealedCheckpointIO
 
 PARTS = 64  # tensors of each of the four kinds
 

@@ -33,8 +33,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from tabulate import tabulate
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from ark.distributed.ddp import PhaseDDPStrategy
 from ark.grid import arguments
-from ark.parallel import PhaseDDPStrategy
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"phase": "CountedPhases", "once": "CountedOnce", "end": "AtTheEnd"}

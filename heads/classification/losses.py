@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.types import ConfigError, MulticlassTarget, MultilabelTarget, Target
 
 

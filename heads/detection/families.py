@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.head import Comparable
 from ark.types import DetectionTarget, Features
 from heads.detection.annotated_classes import (
@@ -133,7 +133,7 @@ class Dense(Family):
 @contextmanager
 def _counting_all_ranks(head: Any) -> Iterator[None]:
     """Inside, anchor heads such as RetinaNet's divide by the mean count of boxes of all ranks (see
-    `ark.ranks`). mmdet's newer heads (ATSS, FCOS, DETR) do so themselves."""
+    `ark.distributed.ranks`). mmdet's newer heads (ATSS, FCOS, DETR) do so themselves."""
     from mmdet.models.dense_heads import AnchorHead
 
     if getattr(type(head), "loss_by_feat", None) is not AnchorHead.loss_by_feat:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.drawing import show_image
 from ark.head import Comparable, Head
 from ark.types import (

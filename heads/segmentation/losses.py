@@ -22,7 +22,7 @@ from segmentation_models_pytorch.losses import (
 )
 from torch import Tensor
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.types import ConfigError, SegmentationTarget
 from heads.segmentation.exclusive import majority, without_overlap
 

@@ -18,8 +18,8 @@ import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
+from ark.checkpoints.saving import LAST
 from ark.errors import ConfigError
-from ark.saving import LAST
 from ark.stopping import INTERRUPTED, GracefulStop, Interrupted, requeue_job, resolve_auto
 
 TERM, USR1, INT = (int(s) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))

@@ -18,11 +18,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ark.checkpoints.integrity import (
+    check_writable,
+    link,
+    newest_intact,
+    remove_halves,
+    write_checkpoint,
+)
+from ark.checkpoints.sealing import verify
 from ark.errors import ConfigError
-from ark.integrity import check_writable, link, newest_intact, remove_halves, write_checkpoint
-from ark.sealing import verify
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def checkpoint(step: int, size: int = 1000) -> dict[str, object]:
@@ -191,7 +197,7 @@ def test_a_folder_without_the_right_to_write_is_found_before_the_start(tmp_path:
     code = f"""
 import os, sys
 from pathlib import Path
-from ark.integrity import check_writable
+from ark.checkpoints.integrity import check_writable
 folder = Path({str(tmp_path)!r}) / "mine"
 folder.mkdir(); folder.chmod(0o555)
 for parent in [folder.parent, *folder.parent.parents][:3]: parent.chmod(0o755)
@@ -213,7 +219,7 @@ def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None:
 
 # imports torch once and forks for each writer
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ark.integrity"])
+CONTEXT.set_forkserver_preload(["ark.checkpoints.integrity"])
 
 
 def write_on_and_on(folder: Path, first: int, said: Connection) -> None:

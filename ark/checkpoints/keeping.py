@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ark.checkpoints.saving import LAST
 from ark.network import Network
-from ark.saving import LAST
 from ark.scores import WHO, prefix
 from ark.types import ConfigError
 

@@ -14,7 +14,7 @@ import torch
 from commands import ark, write_recipe
 from safetensors.torch import load_file
 
-from ark.sealing import verify
+from ark.checkpoints.sealing import verify
 
 STEPS = 12
 pytestmark = pytest.mark.slow

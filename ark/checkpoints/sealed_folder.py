@@ -1,4 +1,5 @@
-"""The seal of a checkpoint that is a folder, of which each rank wrote its part (`ark.shards`).
+"""The seal of a checkpoint that is a folder, of which each rank wrote its part: see
+`ark.checkpoints.shards`.
 
 `seal.json` holds the step, and size and checksum of every other file. It is written last.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from ark.sealing import DamagedCheckpoint
+from ark.checkpoints.sealing import DamagedCheckpoint
 
 SEAL = "seal.json"
 _CHUNK = 1 << 23

@@ -28,7 +28,7 @@ class PhaseDDPStrategy(DDPStrategy):
     def __init__(self, find_unused_parameters: bool = True, **kwargs: Any) -> None:
         super().__init__(
             find_unused_parameters=find_unused_parameters,
-            broadcast_buffers=False,  # BatchNorm's statistics: `ark.ranks`
+            broadcast_buffers=False,  # BatchNorm's statistics: `ark.distributed.ranks`
             init_sync=False,  # weights are equal from the start
             **kwargs,
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xxhash
 
-from ark.sealing import DamagedCheckpoint, Seal, read_seal, save_sealed, verify
+from ark.checkpoints.sealing import DamagedCheckpoint, Seal, read_seal, save_sealed, verify
 
 
 def make_checkpoint(step: int = 12, size: int = 5000) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ark.checkpoints.keeping import BestCheckpoint, SavingConfig, check_best, checkpoint_callbacks
+from ark.checkpoints.saving import SealedCheckpointIO
+from ark.checkpoints.sealing import verify
 from ark.errors import ConfigError
-from ark.keeping import BestCheckpoint, SavingConfig, check_best, checkpoint_callbacks
 from ark.network import Network
-from ark.saving import SealedCheckpointIO
-from ark.sealing import verify
 from toys import make_task
 
 SCORES = [0.1, 0.5, 0.3, 0.7, 0.6, 0.2]  # of the validations, after every 4 steps

@@ -11,11 +11,11 @@ import pytest
 import sharded_ranks
 from sharded_ranks import on
 
-from ark.integrity import newest_intact, write_checkpoint
-from ark.sealed_folder import step_of_folder, verify_folder
-from ark.sealing import DamagedCheckpoint
-from ark.sharding import check_options
-from ark.shards import METADATA, PlainReader
+from ark.checkpoints.integrity import newest_intact, write_checkpoint
+from ark.checkpoints.sealed_folder import step_of_folder, verify_folder
+from ark.checkpoints.sealing import DamagedCheckpoint
+from ark.checkpoints.shards import METADATA, PlainReader
+from ark.distributed.sharding import check_options
 from ark.types import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharding")]

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ark.checkpoints.sealed_folder import step_of_folder, verify_folder
+from ark.checkpoints.sealing import DamagedCheckpoint, read_seal, save_sealed, verify
 from ark.errors import ConfigError
-from ark.sealed_folder import step_of_folder, verify_folder
-from ark.sealing import DamagedCheckpoint, read_seal, save_sealed, verify
 
 log = logging.getLogger("ark")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -14,8 +14,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ark.integrity import link, remove_halves, verify_checkpoint, write_checkpoint
-from ark.sealing import verify
+from ark.checkpoints.integrity import link, remove_halves, verify_checkpoint, write_checkpoint
+from ark.checkpoints.sealing import verify
 from ark.types import ConfigError
 
 log = logging.getLogger("ark")

@@ -22,10 +22,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from ark.integrity import give_way, remove, sync_folder, unwritable
-from ark.saving import LAST, PREVIOUS
-from ark.sealed_folder import Facts, facts_of, seal_folder, step_of_folder, verify_folder
-from ark.sealing import DamagedCheckpoint, verify
+from ark.checkpoints.integrity import give_way, remove, sync_folder, unwritable
+from ark.checkpoints.saving import LAST, PREVIOUS
+from ark.checkpoints.sealed_folder import (
+    Facts,
+    facts_of,
+    seal_folder,
+    step_of_folder,
+    verify_folder,
+)
+from ark.checkpoints.sealing import DamagedCheckpoint, verify
 
 log = logging.getLogger("ark")
 METADATA, REST = ".metadata", "rest.pt"

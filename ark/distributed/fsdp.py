@@ -22,9 +22,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ark import ranks
-from ark.module import ArkModule
-from ark.sharding import (
+from ark.checkpoints.shards import read_folder, write_folder
+from ark.distributed import ranks
+from ark.distributed.sharding import (
     average_whole,
     check_optimizer,
     check_options,
@@ -33,7 +33,7 @@ from ark.sharding import (
     shard,
     sharded_as,
 )
-from ark.shards import read_folder, write_folder
+from ark.module import ArkModule
 from ark.signals import at_once
 
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from ark import saving
+from ark.checkpoints import saving
+from ark.checkpoints.integrity import write_checkpoint
+from ark.checkpoints.saving import LAST, PREVIOUS, SealedCheckpointIO, host_copy
+from ark.checkpoints.sealing import DamagedCheckpoint, verify
 from ark.errors import ConfigError
-from ark.integrity import write_checkpoint
-from ark.saving import LAST, PREVIOUS, SealedCheckpointIO, host_copy
-from ark.sealing import DamagedCheckpoint, verify
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_checkpoint(step: int, value: float = 1.0) -> dict[str, Any]:
@@ -314,7 +314,7 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 import torch
-from ark.saving import SealedCheckpointIO
+from ark.checkpoints.saving import SealedCheckpointIO
 folder, background = Path(sys.argv[1]), sys.argv[2] == "True"
 state = {f"w{i}": torch.ones(1 << 19) for i in range(30)}  # 63 MB
 io = SealedCheckpointIO(background)

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from ark import ranks
+from ark.distributed import ranks
 from ark.module import ArkModule
 from ark.network import Network
 from ark.types import ConfigError
