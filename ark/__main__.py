@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 HELP = """\
 usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
@@ -12,6 +13,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   fit             train on the datasets and the recipe given with --config
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
+  export          turn a run into a model that others load
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
@@ -56,21 +58,28 @@ def _run(command: str) -> None:
         from ark.slurm.command import slurm
 
         slurm(sys.argv[2:])
-    elif command in ("predict", "zeroshot"):
-        from jsonargparse import auto_cli
+    elif command == "export":
+        from ark.published.export import export
 
+        _call(export, command)
+    elif command in ("predict", "zeroshot"):
         from datamodules.predicting import predict
         from datamodules.transferring import zeroshot
 
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
-        auto_cli(
-            predict if command == "predict" else zeroshot, args=sys.argv[2:], prog=f"ark {command}"
-        )
+        _call(predict if command == "predict" else zeroshot, command)
     else:
         print(HELP, end="")
         if command not in ("-h", "--help"):
             print(f"ark: error: unknown command {command!r}", file=sys.stderr)
             sys.exit(2)
+
+
+def _call(function: Callable[..., None], command: str) -> None:
+    """With the arguments of the command line, which are the function's."""
+    from jsonargparse import auto_cli
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    auto_cli(function, args=sys.argv[2:], prog=f"ark {command}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ark.types import ConfigError
 
 T = TypeVar("T")
+HEADS = Path(__file__).resolve().parents[1] / "heads"
+OTHER_NAME = "ark_heads"  # of Ark's own heads where `heads` is somebody else's
 
 
 def build(config: Mapping[str, Any], base: type[T], where: str, *args: Any) -> T:
@@ -61,7 +67,7 @@ def resolve(config: Mapping[str, Any], base: type[T], where: str) -> type[T]:
             f"{where}: class_path is {path!r}; expected an import path, module.ClassName"
         )
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = getattr(_module(module_name), class_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module exists; something that it imports is not installed
@@ -73,6 +79,28 @@ def resolve(config: Mapping[str, Any], base: type[T], where: str) -> type[T]:
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ConfigError(f"{where}: {path} is not a subclass of {base.__module__}.{base.__name__}")
     return cls
+
+
+def _module(name: str) -> ModuleType:
+    """Ark's own heads, also in a process that has a package `heads` of its own."""
+    root, _, rest = name.partition(".")
+    if root != "heads" or _is_ours(root):
+        return importlib.import_module(name)
+    if OTHER_NAME not in sys.modules:
+        spec = spec_from_file_location(OTHER_NAME, HEADS / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[OTHER_NAME] = package = module_from_spec(spec)
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"{OTHER_NAME}.{rest}" if rest else OTHER_NAME)
+
+
+def _is_ours(root: str) -> bool:
+    loaded = sys.modules.get(root)
+    spec = loaded.__spec__ if loaded is not None else find_spec(root)
+    return (
+        spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent == HEADS
+    )
 
 
 def _required(parameter: inspect.Parameter) -> bool:

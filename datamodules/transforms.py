@@ -14,9 +14,9 @@ from typing import Any
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
-import cv2
 import numpy as np
 
+from ark.resizing import resize
 from ark.seeds import seed_of
 from ark.types import Kind
 from datamodules.annotations import Boxes
@@ -85,7 +85,7 @@ class Transform:
                 shares its memory, unless augmentation moves it on.
         """
         part, crop = self._cropped(image, seed)
-        resized = plain = _resize(part, self.size, out)
+        resized = plain = resize(part, self.size, out)
         annotation = crop.place(self.kind, annotation, stored, self.size)
         if self._geometric is not None:
             _seed(self._geometric, seed)
@@ -97,7 +97,7 @@ class Transform:
         if not self.training:
             return View(student, None, annotation)
         if self._teacher_view == "whole":
-            whole = resized if self._crop is None else _resize(image, self.size, None)
+            whole = resized if self._crop is None else resize(image, self.size, None)
             return View(student, whole, annotation)
         return View(student, plain if self._teacher_view == "geometry" else student, annotation)
 
@@ -106,7 +106,7 @@ class Transform:
         if self._crop is None:
             return image, WHOLE
         if self._before:
-            image = _resize(image, self._before, None)
+            image = resize(image, self._before, None)
         height, width = image.shape[:2]
         self._crop.set_random_seed(seed_of("crop", seed) % 2**32)
         drawn = self._crop.get_params_dependent_on_data({"shape": image.shape}, {})
@@ -142,16 +142,6 @@ def _back(moved: Any, known: np.ndarray, size: int) -> np.ndarray:
     points[known] = np.asarray(moved, np.float32).reshape(-1, 2) + 0.5
     points[((points < 0) | (points > size)).any(axis=1)] = np.nan
     return points
-
-
-def _resize(image: np.ndarray, size: int, out: np.ndarray | None) -> np.ndarray:
-    if image.shape[:2] == (size, size):
-        return image
-    # below a factor of two bilinear skips no pixel either, in a fifth of the time
-    shrink = max(image.shape[:2]) / size
-    method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR
-    room = out if image.shape[2] == 1 else None
-    return cv2.resize(image, (size, size), room, interpolation=method).reshape(size, size, -1)
 
 
 def _seed(steps: A.Compose, seed: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heads.classification.links import TINY, Link
+from .links import TINY, Link
 
 TEMPERATURES = (0.05, 20.0)
 UNDECIDED = 0.5

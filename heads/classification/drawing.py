@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ark.drawing import colour, show_image
 from ark.types import ClassPrediction, MulticlassTarget, MultilabelTarget
-from heads.classification.links import chosen
+
+from .links import chosen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,17 +23,18 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.classification.calibration import UNDECIDED, best_temperature, best_thresholds
-from heads.classification.classifiers import CLASSIFIERS, Cutpoints, hidden_layer, last_layer
-from heads.classification.links import LINKS
-from heads.classification.losses import ClassLoss, class_weights
-from heads.classification.prototypes import ClassMeans
+
+from .calibration import UNDECIDED, best_temperature, best_thresholds
+from .classifiers import CLASSIFIERS, Cutpoints, hidden_layer, last_layer
+from .links import LINKS
+from .losses import ClassLoss, class_weights
+from .prototypes import ClassMeans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torchmetrics import Metric
 
-    from heads.classification.metric import ClassMetric
+    from .metric import ClassMetric
 
 
 class ClassificationHead(Head):
@@ -121,7 +122,7 @@ class ClassificationHead(Head):
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """See `.metric.ClassMetric`; of its own task it takes the thresholds of now."""
-        from heads.classification.metric import ClassMetric
+        from .metric import ClassMetric
 
         if task is not None:
             return ClassMetric(task.classes, task.kind, scored=task.scored)
@@ -175,7 +176,7 @@ class ClassificationHead(Head):
     ) -> None:
         """The image under the names of what is present or chosen, over a chart of the classes that
         matter most: see `heads.classification.drawing`."""
-        from heads.classification import drawing
+        from . import drawing
 
         classes = self.task.classes
         if isinstance(shown, ClassPrediction):

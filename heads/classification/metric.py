@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ark.types import ClassPrediction, MulticlassTarget, MultilabelTarget
-from heads.classification.curves import BINS, Curve, gaps
-from heads.classification.links import chosen
-from heads.weighted import WeightedMetric
+
+from ..weighted import WeightedMetric
+from .curves import BINS, Curve, gaps
+from .links import chosen
 
 UNKNOWN = -1.0
 

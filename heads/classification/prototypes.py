@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ark.types import MulticlassTarget, MultilabelTarget, Target
-from heads.classification.classifiers import CosineLinear
+
+from .classifiers import CosineLinear
 
 SHARPNESS = 4.0  # logits between a class's mean and the point where it is undecided, about
 

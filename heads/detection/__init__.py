@@ -1,3 +1,3 @@
 """Detection: a detector of mmdet on the backbone's pyramid."""
 
-from heads.detection.head import DetectionHead as DetectionHead
+from .head import DetectionHead as DetectionHead

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ark.types import BoxPrediction, DetectionTarget
-from heads.detection.box_matching import Matches, match
-from heads.weighted import WeightedMetric
+
+from ..weighted import WeightedMetric
+from .box_matching import Matches, match
 
 IOUS = np.array([0.4, *np.linspace(0.5, 0.95, 10)])
 AT_40, AT_50 = 0, 1

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.detection.config import DetectorPlan
-from heads.detection.mmdet_adapter import init_weights, mmdet_models
+
+from .config import DetectorPlan
+from .mmdet_adapter import init_weights, mmdet_models
 
 FAULTS = (KeyError, TypeError, AssertionError, ValueError, AttributeError)
 SINE_WIDTH = 512  # mmdet writes 128 numbers for each of a box's four, whatever the width

@@ -15,10 +15,11 @@ from typing import Any
 from torch import nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.detection.detr_presets import deformable_detr, dino
-from heads.detection.files import plain
-from heads.detection.presets import atss, fcos, retinanet
-from heads.detection.two_stage_presets import faster_rcnn
+
+from .detr_presets import deformable_detr, dino
+from .files import plain
+from .presets import atss, fcos, retinanet
+from .two_stage_presets import faster_rcnn
 
 PRESETS: dict[str, Callable[..., dict[str, Any]]] = {
     "atss": atss,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ark.head import Comparable
-from heads.detection.annotated_classes import silence
-from heads.detection.families import Family, Maps, Scene
+
+from .annotated_classes import silence
+from .families import Family, Maps, Scene
 
 
 @dataclass

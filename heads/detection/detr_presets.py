@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from heads.detection.presets import focal, group_norm
+from .presets import focal, group_norm
 
 
 def dino(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.detection.build import build_neck, fit_sine_width
-from heads.detection.config import DetectorPlan
+
+from .build import build_neck, fit_sine_width
+from .config import DetectorPlan
 
 SHARED = ("neck", "encoder", "decoder")
 Offer = tuple[str, dict[str, Any], Callable[[], nn.Module]]  # name, recipe, how it is made

@@ -20,7 +20,8 @@ from torch import Tensor
 from ark.distributed import ranks
 from ark.head import Comparable
 from ark.types import DetectionTarget, Features
-from heads.detection.annotated_classes import (
+
+from .annotated_classes import (
     cannot_leave_out,
     silence_maps,
     silenced_rois,
@@ -250,7 +251,7 @@ def family_of(detector: Any) -> Family:
         TwoStageDetector,
     )
 
-    from heads.detection.detr import Deformable, Dino
+    from .detr import Deformable, Dino
 
     if _inherits(detector, DINO, "pre_decoder", "loss"):
         return Dino()

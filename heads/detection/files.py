@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ark.types import ConfigError
-from heads.detection.mmdet_adapter import mmdet_models
+
+from .mmdet_adapter import mmdet_models
 
 SHIPPED = "mmdet::"
 

@@ -27,12 +27,13 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.detection.tied import TiedOnce
+
+from .tied import TiedOnce
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from heads.detection.box_ap import BoxAP
+    from .box_ap import BoxAP
 
 # by class, for readers of gray prints: matplotlib's (offset, (on, off, ...)) in line widths
 LINES = ((0, ()), (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -104,11 +105,11 @@ class DetectionHead(TiedOnce, Head):
         display_threshold: float = 0.3,
     ) -> None:
         super().__init__(task, features)
-        from heads.detection.build import build_detector, build_neck, check_fit
-        from heads.detection.config import PRESETS, plan_detector, set_postprocessing
-        from heads.detection.detr_sharing import shared_offers
-        from heads.detection.families import family_of, says_yes_or_no
-        from heads.detection.files import load_config
+        from .build import build_detector, build_neck, check_fit
+        from .config import PRESETS, plan_detector, set_postprocessing
+        from .detr_sharing import shared_offers
+        from .families import family_of, says_yes_or_no
+        from .files import load_config
 
         where = f"head of task {task.key!r}"
         _check_range(where, "extra_levels", extra_levels, 0)
@@ -137,7 +138,7 @@ class DetectionHead(TiedOnce, Head):
         check_fit(self.neck, self.detector, features, self.levels, where)
 
     def _borrow(self, name: str, recipe: Any, make: Any) -> None:
-        from heads.detection.detr_sharing import borrow
+        from .detr_sharing import borrow
 
         for attribute, part in self.share(name, recipe, make).named_children():
             borrow(self if attribute == "neck" else self.detector, attribute, part)
@@ -186,7 +187,7 @@ class DetectionHead(TiedOnce, Head):
 
     def metrics(self, task: TaskSpec | None = None) -> BoxAP:
         """COCO's average precision and FROC: see `heads.detection.box_ap.BoxAP`."""
-        from heads.detection.box_ap import BoxAP
+        from .box_ap import BoxAP
 
         return BoxAP((task or self.task).classes)
 
@@ -211,7 +212,7 @@ class DetectionHead(TiedOnce, Head):
             outline.set_path_effects([withStroke(linewidth=2.4, foreground="black", alpha=0.5)])
 
     def _scene(self, batch: int, size: tuple[int, int], target: Target | None) -> Any:
-        from heads.detection.families import make_scene
+        from .families import make_scene
 
         assert target is None or isinstance(target, DetectionTarget)
         return make_scene(batch, size, target)

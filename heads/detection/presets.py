@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from heads.detection.mmdet_adapter import mmdet_models
+from .mmdet_adapter import mmdet_models
 
 CENTERNESS = {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0}
 
@@ -18,7 +18,7 @@ CENTERNESS = {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.
 def fcos(strides: Sequence[int], channels: int = 64, convs: int = 2) -> dict[str, Any]:
     """Anchor-free; each level learns boxes that reach 4 to 8 of its cells from the centre."""
     mmdet_models()  # before anything of mmdet is imported
-    from heads.detection.strided_fcos import StridedFCOSHead
+    from .strided_fcos import StridedFCOSHead
 
     edges = [-1, *(8 * stride for stride in strides[:-1]), 1e8]
     head = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from heads.detection.presets import delta_coder, fpn, max_iou_assigner
+from .presets import delta_coder, fpn, max_iou_assigner
 
 
 def faster_rcnn(

@@ -1,3 +1,3 @@
 """Regression: K numbers an image, such as an age or a cardiothoracic ratio."""
 
-from heads.regression.head import RegressionHead as RegressionHead
+from .head import RegressionHead as RegressionHead

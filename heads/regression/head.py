@@ -120,7 +120,7 @@ class RegressionHead(Head):
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """R2, mean absolute error, RMSE, correlation: see `.metric.ValuesMetric`."""
-        from heads.regression.metric import ValuesMetric
+        from .metric import ValuesMetric
 
         return ValuesMetric((task or self.task).classes)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ark.types import ValuesPrediction, ValuesTarget
-from heads.weighted import WeightedMetric
+
+from ..weighted import WeightedMetric
 
 
 class ValuesMetric(WeightedMetric):

@@ -1,4 +1,4 @@
 """Segmentation: K masks, overlapping or exclusive, from a decoder of smp."""
 
-from heads.segmentation.head import SegmentationHead as SegmentationHead
-from heads.segmentation.head import SegmentationOutput as SegmentationOutput
+from .head import SegmentationHead as SegmentationHead
+from .head import SegmentationOutput as SegmentationOutput

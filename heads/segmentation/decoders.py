@@ -25,7 +25,8 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from ark.types import ConfigError, FeatureInfo
-from heads.segmentation.decoder_adapters import (
+
+from .decoder_adapters import (
     PyramidDeepLabV3,
     PyramidDeepLabV3Plus,
     PyramidDPT,

@@ -24,7 +24,8 @@ from ark.types import (
     Target,
     TaskSpec,
 )
-from heads.segmentation.decoders import (
+
+from .decoders import (
     DECODERS,
     build_decoder,
     check_choice,
@@ -32,9 +33,9 @@ from heads.segmentation.decoders import (
     levels_of,
     output_width,
 )
-from heads.segmentation.exclusive import without_overlap
-from heads.segmentation.losses import MaskLoss
-from heads.segmentation.regions import align
+from .exclusive import without_overlap
+from .losses import MaskLoss
+from .regions import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +153,7 @@ class SegmentationHead(Head):
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """Dice, IoU and the boundaries' distance: see `heads.segmentation.metric.MaskMetric`."""
-        from heads.segmentation.metric import MaskMetric
+        from .metric import MaskMetric
 
         return MaskMetric((task or self.task).classes, exclusive=self.exclusive)
 

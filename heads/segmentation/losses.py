@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ark.distributed import ranks
 from ark.types import ConfigError, SegmentationTarget
-from heads.segmentation.exclusive import majority, without_overlap
+
+from .exclusive import majority, without_overlap
 
 NOT_ANNOTATED = 255
 TINY = 1e-7

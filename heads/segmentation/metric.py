@@ -11,8 +11,9 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from ark.types import MaskPrediction, SegmentationTarget
-from heads.segmentation.exclusive import majority
-from heads.weighted import WeightedMetric
+
+from ..weighted import WeightedMetric
+from .exclusive import majority
 
 MEASURES = ("dice", "iou", "hd95")
 

@@ -1,0 +1,140 @@
+"""The model card: what a published model is, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from ark.published.config import WEIGHTS, Facts
+
+
+def card(facts: Facts) -> str:
+    """README.md, with the front matter that hubs read."""
+    parts = [
+        _front(facts),
+        f"# {facts.name}",
+        _about(facts),
+        "## Use",
+        _use(facts),
+        *(["## Tasks", _tasks(facts)] if facts.architecture["tasks"] else []),
+        "## Intended use and limits",
+        LIMITS,
+        "## Data",
+        _data(facts.data),
+        "## Training",
+        _training(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+LIMITS = """\
+For research, and as a start for fine-tuning. It has not been tested on data of other sources than those below, is no
+medical device, and must not decide about patients. Scores of the test splits below come from the same sources as the
+training data, whose biases (acquisition, population, labels made by rules or one reader) the model shares.
+The license of the data may limit what the weights may be used for: see the table of the data."""
+
+
+def _front(facts: Facts) -> str:
+    license = facts.license.lower()
+    lines = [
+        "---",
+        f"license: {license or 'other'}",
+        *([] if license else ["license_name: not-stated"]),
+        f"library_name: {'timm' if facts.parts == 'backbone' else 'ark'}",
+        "tags:",
+        "- ark",
+        "- image-feature-extraction",
+        *(f"- {kind}" for kind in sorted({task["kind"] for task in facts.architecture["tasks"]})),
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _about(facts: Facts) -> str:
+    backbone, projector = facts.architecture["backbone"], facts.architecture.get("projector")
+    projected = f", projected to {projector['width']}" if projector else ""
+    tasks = facts.architecture["tasks"]
+    heads = f"with the heads of {len(tasks)} tasks" if tasks else "alone"
+    return (
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by "
+        "[Ark](https://github.com/ark-foundation/ark): one backbone on many datasets whose labels "
+        f"do not match.\nInput: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
+        f"without regard to the aspect ratio; bytes divided by 255, then mean {_numbers(facts.mean)}, "
+        f"standard deviation {_numbers(facts.std)}. Weights: `{WEIGHTS}`, {facts.precision}, sha256 "
+        f"`{facts.sha256}`."
+    )
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _use(facts: Facts) -> str:
+    lines = ["```python", "import ark", "", 'model = ark.load("PATH OR OWNER/NAME")']
+    if facts.architecture["tasks"]:
+        lines.append('found = model("image.png")  # {task: {class: probability}}, boxes, masks')
+    lines.append('pooled = model.features("image.png").pooled')
+    if facts.parts == "backbone":
+        lines += [
+            "",
+            "import timm",
+            "",
+            'backbone = timm.create_model("local-dir:PATH", pretrained=True)  # or "hf-hub:OWNER/NAME"',
+        ]
+    return "\n".join([*lines, "```"])
+
+
+def _tasks(facts: Facts) -> str:
+    rows = []
+    for task in facts.architecture["tasks"]:
+        key = f"{task['dataset']}/{task['name']}"
+        head = task["head"]["class_path"].rpartition(".")[2]
+        rows.append(
+            [key, task["kind"], ", ".join(task["classes"]), head, _scores(facts.metrics.get(key))]
+        )
+    titles = ["task", "kind", "classes", "head", "test split, 95 % interval by patient"]
+    return tabulate(rows, titles, tablefmt="github", disable_numparse=True)
+
+
+def _scores(metrics: Mapping[str, Any] | None) -> str:
+    """Of a task, means over classes; the main metric comes first."""
+    shown = []
+    for name, found in (metrics or {}).items():
+        if "/" not in name and found["value"] is not None:
+            low, high = found.get("interval") or (None, None)
+            interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+            shown.append(f"{name} {found['value']:.3f}{interval}")
+    return "; ".join(shown) or "not measured"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    if not data:
+        return "Not stated."
+    rows = [
+        [
+            name,
+            ", ".join(f"{count:,} {split}" for split, count in facts.get("samples", {}).items()),
+            facts.get("license") or "not stated",
+            facts.get("attribution") or "not stated",
+            f"`{facts.get('sha256', '')[:12]}`" if facts.get("sha256") else "",
+        ]
+        for name, facts in data.items()
+    ]
+    titles = ["dataset", "samples", "license", "attribution", "index"]
+    return tabulate(rows, titles, tablefmt="github", disable_numparse=True)
+
+
+def _training(facts: Facts) -> str:
+    if not facts.code and not facts.recipe:
+        return "Not stated."
+    lines = [
+        f"- {name}: {value}" for name, value in facts.code.items() if isinstance(value, str | int)
+    ]
+    if facts.recipe:
+        lines.append("- recipe: under `ark.recipe` in config.json")
+        start = facts.recipe.get("model", {}).get("backbone", {}).get("weights")
+        lines += [f"- the backbone's start: {json.dumps(start)}"] if start else []
+    return "\n".join(lines)
