@@ -98,9 +98,8 @@ def _module(name: str) -> ModuleType:
 def _is_ours(root: str) -> bool:
     loaded = sys.modules.get(root)
     spec = loaded.__spec__ if loaded is not None else find_spec(root)
-    return (
-        spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent == HEADS
-    )
+    origin = spec.origin if spec is not None else None
+    return origin is not None and Path(origin).resolve().parent == HEADS
 
 
 def _required(parameter: inspect.Parameter) -> bool:

@@ -2,9 +2,9 @@
 
 A folder of it holds
 
-    config.json         architecture, tasks, input, recipe, data, metrics, code (`ark.published.config`)
+    config.json         architecture, tasks, recipe, data, metrics: `ark.published.config`
     model.safetensors   the weights
-    README.md           the model card (`ark.published.card`)
+    README.md           the model card: `ark.published.card`
 
 `ark export` writes it from a run, `ark.load` reads it.
 """

@@ -31,10 +31,11 @@ def card(facts: Facts) -> str:
 
 
 LIMITS = """\
-For research, and as a start for fine-tuning. It has not been tested on data of other sources than those below, is no
-medical device, and must not decide about patients. Scores of the test splits below come from the same sources as the
-training data, whose biases (acquisition, population, labels made by rules or one reader) the model shares.
-The license of the data may limit what the weights may be used for: see the table of the data."""
+For research, and as a start for fine-tuning. It has not been tested on data of other sources than
+those below, is no medical device, and must not decide about patients. The scores are of test splits
+from the same sources as the training data, whose biases (acquisition, population, labels made by
+rules or by one reader) the model shares. The license of the data may limit what the weights may be
+used for: see the table of the data."""
 
 
 def _front(facts: Facts) -> str:
@@ -58,13 +59,14 @@ def _about(facts: Facts) -> str:
     projected = f", projected to {projector['width']}" if projector else ""
     tasks = facts.architecture["tasks"]
     heads = f"with the heads of {len(tasks)} tasks" if tasks else "alone"
+    side = facts.image_size
     return (
-        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by "
-        "[Ark](https://github.com/ark-foundation/ark): one backbone on many datasets whose labels "
-        f"do not match.\nInput: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
-        f"without regard to the aspect ratio; bytes divided by 255, then mean {_numbers(facts.mean)}, "
-        f"standard deviation {_numbers(facts.std)}. Weights: `{WEIGHTS}`, {facts.precision}, sha256 "
-        f"`{facts.sha256}`."
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by Ark: one backbone "
+        "on many datasets whose labels do not match.\n\n"
+        f"- Input: {side} x {side} pixels, gray or RGB, resized without regard to the aspect ratio; "
+        f"bytes divided by 255, then mean {_numbers(facts.mean)} and standard deviation "
+        f"{_numbers(facts.std)}. `ark.load` does this.\n"
+        f"- Weights: `{WEIGHTS}`, {facts.precision}, sha256 `{facts.sha256}`."
     )
 
 
@@ -82,7 +84,8 @@ def _use(facts: Facts) -> str:
             "",
             "import timm",
             "",
-            'backbone = timm.create_model("local-dir:PATH", pretrained=True)  # or "hf-hub:OWNER/NAME"',
+            "# or hf-hub:OWNER/NAME",
+            'backbone = timm.create_model("local-dir:PATH", pretrained=True)',
         ]
     return "\n".join([*lines, "```"])
 

@@ -120,8 +120,8 @@ def check_weights(folder: Path, facts: Facts) -> Path:
         raise ConfigError(f"{folder}: no {WEIGHTS}")
     if (found := sha256(path)) != facts.sha256:
         raise ConfigError(
-            f"{path}: sha256 is {found}, but {CONFIG} says {facts.sha256 or 'none'}; the file is cut "
-            "off or changed: fetch it again"
+            f"{path}: sha256 is {found}, but {CONFIG} says {facts.sha256 or 'none'}; the file is "
+            "cut off or changed: fetch it again"
         )
     return path
 

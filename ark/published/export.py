@@ -17,7 +17,7 @@ from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, Parts
 from ark.published.writing import only, write_model
 
 log = logging.getLogger("ark")
-LIBRARIES = ("torch", "timm", "segmentation-models-pytorch", "mmdet")
+LIBRARIES = ("ark-foundation", "torch", "timm", "segmentation-models-pytorch", "mmdet")
 
 
 def export(
@@ -105,7 +105,6 @@ def _code(session: dict[str, Any]) -> dict[str, Any]:
     found = {
         "began": session.get("began"),
         "commit": git.get("commit"),
-        "ark": version("ark-foundation"),
     }
     found |= {name: version(name) for name in LIBRARIES}
     return {name: value for name, value in found.items() if value}

@@ -27,17 +27,13 @@ def fetch(repo_id: str, revision: str | None = None, token: str | None = None) -
         OfflineModeIsEnabled,
     )
 
+    refused = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     files = [CONFIG, WEIGHTS, CARD]
     try:
         return Path(
             snapshot_download(repo_id, revision=revision, token=token, allow_patterns=files)
         )
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    ) as error:
+    except refused as error:
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(
             f"{repo_id}: no such folder here, and no model of this name{at} could be fetched from "

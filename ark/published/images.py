@@ -19,8 +19,6 @@ from ark.resizing import resize
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# a path, the bytes of a file, a PIL image, or (H, W), (H, W, 1) or (H, W, 3) uint8
-Picture = "str | Path | bytes | Image | np.ndarray"
 MAX_PIXELS = 200_000_000  # of a picture; more is a decompression bomb
 
 
@@ -112,7 +110,7 @@ def _read(picture: Any) -> np.ndarray:
 
     if not isinstance(picture, str | Path | bytes):
         raise ConfigError(
-            f"images: {type(picture).__name__}; expected a tensor, paths, PIL images or uint8 arrays"
+            f"images: {type(picture).__name__}; expected a tensor, paths, PIL images or arrays"
         )
     where = "images: bytes" if isinstance(picture, bytes) else f"images: {picture}"
     try:
@@ -127,8 +125,8 @@ def _of_pil(image: Image, where: str) -> np.ndarray:
         raise ConfigError(f"{where}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,}")
     if image.mode.startswith(("I", "F")):
         raise ConfigError(
-            f"{where}: pixels of more than 8 bits (mode {image.mode}); `ark predict --window` reads "
-            "them, or bring them to 0..255 first"
+            f"{where}: pixels of more than 8 bits (mode {image.mode}); `ark predict --window` "
+            "reads them, or bring them to 0..255 first"
         )
     gray = image.mode in ("1", "L", "LA", "La")
     array = np.asarray(image.convert("L" if gray else "RGB"))

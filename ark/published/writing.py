@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ark.network import Network
 from ark.published.card import card
@@ -24,16 +24,16 @@ def write_model(folder: Path, network: Network, facts: Facts) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone = facts.parts == "backbone"
-    module = network.backbone.model if backbone else network
+    module: nn.Module = network.backbone.model if backbone else network
+    architecture = dict(network.architecture)
+    if backbone:
+        architecture |= {"tasks": [], "projector": None}
     dtype = getattr(torch, facts.precision)
     save_file(_stored(module.state_dict(), dtype), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors lets none but the owner read it
     written = replace(
         facts,
-        architecture={
-            **network.architecture,
-            **({"tasks": [], "projector": None} if backbone else {}),
-        },
+        architecture=architecture,
         mean=network.backbone.mean.flatten().tolist(),
         std=network.backbone.std.flatten().tolist(),
         sha256=sha256(folder / WEIGHTS),
