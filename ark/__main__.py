@@ -14,6 +14,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
+  models          list known checkpoints, and where to have them
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
@@ -62,6 +63,12 @@ def _run(command: str) -> None:
         from ark.published.export import export
 
         _call(export, command)
+    elif command == "models":
+        from ark.registry import models
+
+        # `ark models NAME`
+        named = bool(sys.argv[2:]) and not sys.argv[2].startswith("-")
+        _call(models, command, [f"--name={sys.argv[2]}", *sys.argv[3:]] if named else None)
     elif command in ("predict", "zeroshot"):
         from datamodules.predicting import predict
         from datamodules.transferring import zeroshot
@@ -74,12 +81,12 @@ def _run(command: str) -> None:
             sys.exit(2)
 
 
-def _call(function: Callable[..., None], command: str) -> None:
+def _call(function: Callable[..., None], command: str, args: list[str] | None = None) -> None:
     """With the arguments of the command line, which are the function's."""
     from jsonargparse import auto_cli
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    auto_cli(function, args=sys.argv[2:], prog=f"ark {command}")
+    auto_cli(function, args=sys.argv[2:] if args is None else args, prog=f"ark {command}")
 
 
 if __name__ == "__main__":

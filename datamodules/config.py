@@ -56,6 +56,8 @@ class DatasetConfig:
         index: `{splits: {train: "train-*.tar", ...}, annotations: {...}}` of what
             `ark shards index` finds in tars that another tool wrote.
         window: how pixels of more than 8 bits become 8; see `datamodules.imaging.images`.
+        license: of the data, for the card of a model that was trained on it.
+        attribution: whom to cite or name, for the same.
     """
 
     name: str
@@ -64,6 +66,8 @@ class DatasetConfig:
     source: dict[str, Any] | None = None
     index: dict[str, Any] | None = None
     window: Any = "auto"
+    license: str = ""
+    attribution: str = ""
 
 
 def load_datasets(paths: list[str] | str) -> list[DatasetConfig]:

@@ -61,10 +61,10 @@ def _about(facts: Facts) -> str:
     heads = f"with the heads of {len(tasks)} tasks" if tasks else "alone"
     side = facts.image_size
     return (
-        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by Ark: one backbone "
-        "on many datasets whose labels do not match.\n\n"
-        f"- Input: {side} x {side} pixels, gray or RGB, resized without regard to the aspect ratio; "
-        f"bytes divided by 255, then mean {_numbers(facts.mean)} and standard deviation "
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by Ark: one "
+        "backbone on many datasets whose labels do not match.\n\n"
+        f"- Input: {side} x {side} pixels, gray or RGB, resized without regard to the aspect "
+        f"ratio; bytes divided by 255, then mean {_numbers(facts.mean)} and standard deviation "
         f"{_numbers(facts.std)}. `ark.load` does this.\n"
         f"- Weights: `{WEIGHTS}`, {facts.precision}, sha256 `{facts.sha256}`."
     )

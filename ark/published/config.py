@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +132,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_trusted(path: str | Path, tasks: list[Any], allow: tuple[str, ...] = ()) -> None:
+def check_trusted(
+    path: str | Path, architecture: Mapping[str, Any], allow: Sequence[str] = ()
+) -> None:
     """Refuses a foreign configuration that names other code than Ark's own heads.
 
     Args:
@@ -141,7 +143,12 @@ def check_trusted(path: str | Path, tasks: list[Any], allow: tuple[str, ...] = (
     Raises:
         ConfigError: names the task and what it asks for. Nothing was imported.
     """
-    for task in tasks:
+    args = architecture["backbone"].get("args") or {}
+    if reads := sorted(_READS & set(args)):
+        raise ConfigError(
+            f"{path}: backbone.args.{reads[0]} {args[reads[0]]!r} would read other files; remove it"
+        )
+    for task in architecture["tasks"]:
         where = f"{path}: head of task {task.get('dataset')}/{task.get('name')}"
         class_path = str(task.get("head", {}).get("class_path"))
         if class_path in allow:
@@ -153,6 +160,10 @@ def check_trusted(path: str | Path, tasks: list[Any], allow: tuple[str, ...] = (
             )
         for key, value in _walk(task["head"].get("init_args") or {}):
             _check_value(where, key, value)
+
+
+# of timm.create_model
+_READS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def _check_value(where: str, key: str, value: Any) -> None:

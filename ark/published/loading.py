@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ark import registry
 from ark.errors import ConfigError
 from ark.network import Network
 from ark.published.config import CONFIG, Facts, check_trusted, check_weights, read_config
@@ -44,9 +45,11 @@ def load(
         ConfigError: there is no such model; a file is cut off, changed or of another format; it
             asks for foreign code; or its weights do not fit its architecture.
     """
+    if Path(path).suffix == ".ckpt" or is_run(Path(path)):
+        return of_run(Path(path)).to(device=device, dtype=dtype or torch.float32)
     folder = find(path, revision, token)
     facts = read_config(folder)
-    check_trusted(folder / CONFIG, facts.architecture["tasks"], tuple(allow))
+    check_trusted(folder / CONFIG, facts.architecture, allow)
     state = _read(check_weights(folder, facts))
     network = build(folder / CONFIG, facts)
     _fill(network, state, facts, folder)
@@ -62,11 +65,30 @@ def find(path: str | Path, revision: str | None = None, token: str | None = None
     folder = Path(path)
     if folder.is_dir():
         return folder
+    if known := registry.known().get(str(path)):
+        return registry.fetch(known)
     if isinstance(path, Path) or path.count("/") != 1 or path.startswith((".", "~", "/")):
-        raise ConfigError(f"{path}: no such folder, and no repository of a hub (owner/name)")
+        raise ConfigError(
+            f"{path}: no such folder, no name of `ark models`, and no repository of a hub "
+            "(owner/name)"
+        )
     from ark.published.hub import fetch
 
     return fetch(path, revision, token)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is what `ark fit` left, instead of a published model."""
+    return not (folder / CONFIG).is_file() and any(folder.rglob("teacher.safetensors"))
+
+
+def of_run(path: Path) -> Model:
+    """The teacher of one's own run, or of a file of its checkpoints."""
+    from ark.checkpoint import load_network
+    from ark.published.export import facts_of
+
+    network = load_network(path)
+    return Model(network, facts_of(path, network, "teacher"))
 
 
 def build(where: Path, facts: Facts) -> Network:
