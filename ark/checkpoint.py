@@ -16,6 +16,7 @@ from torch import Tensor
 from ark.checkpoints.sealing import verify
 from ark.distributed import ranks
 from ark.network import Network
+from ark.published.config import CONFIG
 from ark.types import ConfigError
 
 ARCHITECTURE = "architecture.json"
@@ -37,15 +38,20 @@ def save_networks(folder: Path, **networks: Network) -> None:
 
 
 def load_network(path: str | Path, which: str = "teacher") -> Network:
-    """A network in eval mode, from a run's folder, its model/ folder, or a training checkpoint.
+    """A network in eval mode, from a run's folder, its model/ folder, a training checkpoint, or a
+    published model.
 
     Args:
-        which: "teacher" or "student".
+        which: "teacher" or "student"; a published model holds one, which it is.
 
     Raises:
         ConfigError: nothing of that kind is there, or the file is not Ark's.
     """
     path = Path(path)
+    if (path / CONFIG).is_file():
+        from ark.published.loading import load
+
+        return load(path).network
     if path.is_file():
         architecture, state = _from_training(path, which)
     else:

@@ -162,7 +162,7 @@ def models(name: str | None = None, fetched: bool = False) -> None:
         f"{name}: {' '.join(model.about.split())}\n"
         f"  source   {model.where}\n"
         f"  license  {model.license}\n"
-        f"  size     {_megabytes(model.size) or 'not known'} MB\n"
+        f"  size     {_megabytes(model.size) + ' MB' if model.size else 'not known'}\n"
         f"  sha256   {model.sha256 or 'not known: compare what the authors tell you'}\n"
         f"  tasks    {', '.join(model.tasks) or 'none, or not listed'}\n"
         f"  use      {model.use}"

@@ -1,0 +1,35 @@
+"""Small published models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ark.network import Network
+from ark.published.config import Facts
+from ark.published.writing import write_model
+from toys import HEADS, SIZE, make_task
+
+KINDS = sorted(HEADS)
+
+
+def make_network(*kinds: str, seed: int = 0, backbone: str = "test_efficientnet") -> Network:
+    torch.manual_seed(seed)
+    tasks = [make_task(kind) for kind in kinds or KINDS]
+    network = Network({"name": backbone, "image_size": SIZE}, {"width": 8}, tasks)
+    with torch.no_grad():
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(torch.randn_like(buffer))  # as after training
+    return network.eval()
+
+
+def publish(folder: Path, network: Network | None = None, **facts: object) -> Path:
+    network = network or make_network()
+    return write_model(folder, network, Facts(network.architecture, **facts))  # type: ignore[arg-type]
+
+
+def pictures() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
