@@ -140,7 +140,11 @@ def wandb_logger(folder: Path, name: str, mode: Mode) -> SteadyWandbLogger:
         save_dir=folder,
         id=run_id(folder),
         mode=wandb_mode(mode),
-        settings={"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT},
+        settings={
+            "init_timeout": INIT_TIMEOUT,
+            "finish_timeout": FINISH_TIMEOUT,
+            "quiet": True,  # a page of curves would hide the run's own table
+        },
     )
 
 
