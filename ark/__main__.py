@@ -14,6 +14,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
+  onnx, compile   write a published model for onnxruntime, or for torch without Ark
   models          list known checkpoints, and where to have them
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
@@ -63,6 +64,10 @@ def _run(command: str) -> None:
         from ark.published.export import export
 
         _call(export, command)
+    elif command in ("onnx", "compile"):
+        from ark.deployment import files
+
+        _call(files.onnx if command == "onnx" else files.compile, command)
     elif command == "models":
         from ark.registry import models
 

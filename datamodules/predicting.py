@@ -59,10 +59,11 @@ def predict(
     size), points/<dataset>/<task>.csv (a row a point, pixels of the image's file) and skipped.csv.
 
     Args:
-        checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
+        checkpoint: folder of a run, its model/ folder, a file in its checkpoints/, a folder of
+            `ark export`, or a file of `ark onnx`.
         images: folder, searched with its subfolders for JPEG, PNG, WebP, TIFF and DICOM files.
         output: folder to write.
-        which: the network of the two.
+        which: the network of the two; what was exported is one alone.
         threshold: probability from which a pixel belongs to a class; where classes exclude each
             other (mode multiclass), it belongs to the most probable, whatever the threshold.
         score: boxes below it are left out; a head leaves out those below its own
@@ -80,9 +81,8 @@ def predict(
     """
     if tile < 0:
         raise ConfigError(f"tile: {tile}; expected a longer side in pixels, or 0 to switch it off")
-    network = load_network(checkpoint, which)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+    network = _network(checkpoint, which).to(device)
     side = network.backbone.image_size
     folder = _Folder(Path(images), side, check_window(window, "window"), tile)
     writer = _Writer(Path(output), network, threshold, score)
@@ -98,6 +98,15 @@ def predict(
                 item.masks = _tiled(network, item, device)
             writer.add(good, predictions)
     log.info(writer.finish())
+
+
+def _network(checkpoint: str, which: str) -> Any:
+    """A network, or what stands in its place."""
+    if checkpoint.endswith(".onnx"):
+        from ark.deployment.runtime import OnnxNetwork
+
+        return OnnxNetwork(Path(checkpoint))
+    return load_network(checkpoint, which)
 
 
 def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, MaskPrediction]:
