@@ -43,8 +43,8 @@ def onnx(model: str, output: str, tasks: list[str] | None = None, overwrite: boo
     """
     path, loaded, graph = _begin(model, output, tasks, overwrite, ".onnx")
     package = _need("onnx", "onnxruntime")[0]
-    # the exporter lacks it (CORAL's); exp(x) - 1 loses digits of probabilities near 0 only
-    torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1, OPSET)
+    for name, symbol in _SYMBOLS.items():
+        torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)
     half = path.with_name(f".{path.name}.tmp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, of shapes that are fixed on purpose
@@ -125,8 +125,26 @@ def _images(model: Model, count: int) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+# -- what torch's exporter lacks ----------------------------------------------------------------
+
+
 def _expm1(graph: Any, x: Any) -> Any:
+    """CORAL's; exp(x) - 1 loses digits of probabilities near 0."""
     return graph.op("Sub", graph.op("Exp", x), graph.op("Constant", value_t=torch.tensor(1.0)))
+
+
+def _resize(graph: Any, x: Any, size: Any, align: Any, *scales: Any) -> Any:
+    """Bilinear with antialiasing, of a plain transformer's pyramid."""
+    none = graph.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    options = {"mode_s": "linear", "coordinate_transformation_mode_s": "half_pixel"}
+    flags = {"antialias_i": 1, "exclude_outside_i": 1, "axes_i": [2, 3]}
+    sizes = graph.op("Cast", size, to_i=7)  # int64
+    return graph.op("Resize", x, none, none, sizes, **options, **flags)
+
+
+_SYMBOLS = {"expm1": _expm1, "_upsample_bilinear2d_aa": _resize}
+
+# -----------------------------------------------------------------------------------------------
 
 
 def _onnx_run(path: Path) -> Run:

@@ -51,7 +51,7 @@ def _from_sigmoid(probabilities: Tensor) -> Tensor:
 
 def _coral(logits: Tensor) -> Tensor:
     # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)): exact for rare classes
-    end = logits.new_full((len(logits), 1), torch.inf)
+    end = torch.full_like(logits[:, :1], torch.inf)
     above, below = torch.cat([end, logits], dim=1), torch.cat([logits, -end], dim=1)
     return above.sigmoid() * (-below).sigmoid() * -torch.expm1(below - above)
 
