@@ -15,6 +15,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
   onnx, compile   write a published model for onnxruntime, or for torch without Ark
+  serve           a published model as a local web page, and as JSON
   models          list known checkpoints, and where to have them
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
@@ -68,6 +69,10 @@ def _run(command: str) -> None:
         from ark.deployment import files
 
         _call(files.onnx if command == "onnx" else files.compile, command)
+    elif command == "serve":
+        from ark.serving.command import serve
+
+        _call(serve, command)
     elif command == "models":
         from ark.registry import models
 

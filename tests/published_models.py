@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ark.network import Network
 from ark.published.config import Facts
@@ -33,3 +36,12 @@ def publish(folder: Path, network: Network | None = None, **facts: object) -> Pa
 def pictures() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+
+
+def image_file(height: int = 90, width: int = 120, seed: int = 0) -> bytes:
+    """A gray PNG."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (6, 8), np.uint8))
+    data = io.BytesIO()
+    coarse.resize((width, height)).save(data, "PNG")
+    return data.getvalue()

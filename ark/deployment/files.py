@@ -142,7 +142,7 @@ def _resize(graph: Any, x: Any, size: Any, align: Any, *scales: Any) -> Any:
     return graph.op("Resize", x, none, none, sizes, **options, **flags)
 
 
-_SYMBOLS = {"expm1": _expm1, "_upsample_bilinear2d_aa": _resize}
+_SYMBOLS: dict[str, Callable[..., Any]] = {"expm1": _expm1, "_upsample_bilinear2d_aa": _resize}
 
 # -----------------------------------------------------------------------------------------------
 

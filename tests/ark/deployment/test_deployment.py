@@ -32,7 +32,12 @@ def write(folder: Path, *kinds: str, backbone: str = "test_efficientnet", name: 
 
 
 @pytest.mark.parametrize(
-    "backbone", ["test_efficientnet", "test_convnext", "test_vit", "test_resnet"]
+    "backbone",
+    [
+        "test_efficientnet",
+        "test_vit",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("test_convnext", "test_resnet")),
+    ],
 )
 def test_every_kind_is_as_in_torch(tmp_path: Path, backbone: str) -> None:
     path = write(tmp_path, *KINDS, backbone=backbone)
