@@ -45,14 +45,15 @@ def load_network(path: str | Path, which: str = "teacher") -> Network:
     Raises:
         ConfigError: nothing of that kind is there, or the file is not Ark's.
     """
-    path = Path(path)
-    if path.is_file():
-        architecture, state = _from_training(path, which)
-    else:
-        architecture, state = _from_folder(path, which)
+    architecture, state = load_state(Path(path), which)
     network = Network.from_architecture(architecture)
     network.load_state_dict(state)
     return network.eval()
+
+
+def load_state(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The architecture and the tensors that `load_network` makes a network of."""
+    return _from_training(path, which) if path.is_file() else _from_folder(path, which)
 
 
 def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

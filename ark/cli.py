@@ -18,6 +18,7 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 
 from ark import alone, fitting, stopping
 from ark.checkpoints.integrity import check_writable
@@ -26,6 +27,9 @@ from ark.checkpoints.saving import SealedCheckpointIO
 from ark.distributed.ddp import limit_waiting
 from ark.distributed.fsdp import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.faults import full_disk_explained
+from ark.growing import InitConfig
+from ark.growing import table as growth
+from ark.growing.config import OPTIONS
 from ark.module import ArkModule
 from ark.planning import CycleConfig
 from ark.run import (
@@ -83,6 +87,8 @@ class ArkCLI(LightningCLI):
         parser.add_argument("--datasets", type=list[DatasetConfig], default=[], sub_configs=True)
         parser.add_argument("--cycle", type=CycleConfig, default=CycleConfig())
         parser.add_argument("--run", type=RunConfig, default=RunConfig())
+        for option, (kind, default, text) in OPTIONS.items():
+            parser.add_argument(f"--{option}", type=kind, default=default, help=text)
         for source, target in (
             ("datasets", "data.datasets"),
             *((f"cycle.{f.name}", f"data.cycle.{f.name}") for f in fields(CycleConfig)),
@@ -107,8 +113,13 @@ class ArkCLI(LightningCLI):
     def run(self) -> RunConfig:
         return self._get(self.config_init, "run")
 
+    @property
+    def init(self) -> InitConfig:
+        return InitConfig.of(self.config[self.subcommand])
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self.init.check([f"{d.name}/{task.name}" for d in config.datasets for task in d.tasks])
         values = config.run.as_dict()
         run = RunConfig(**values | {"saving": SavingConfig(**values["saving"])})
         ckpt_path = stopping.resolve_auto(config.get("ckpt_path"), run.checkpoints, run.overwrite)
@@ -124,6 +135,16 @@ class ArkCLI(LightningCLI):
                 check_writable(run.folder)
         if ckpt_path is not None:
             config.ckpt_path = str(checkpoint_file(run, ckpt_path))
+        self._settle_start(config)
+
+    def _settle_start(self, config: Any) -> None:
+        """Of two starts of the backbone that of `init_from` counts; the other is not even read."""
+        if self.subcommand == "fit" and self.init.source is not None:
+            if (given := config.model.backbone.weights) != "random":
+                rank_zero_only(log.info)(
+                    f"init_from: the backbone's weights come from there, not from {given!r}"
+                )
+            config.model.backbone.weights = "random"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
@@ -136,6 +157,10 @@ class ArkCLI(LightningCLI):
             kwargs["callbacks"] = [*given, ledger, self.stop]
             return self._trainer(kwargs)
         check_best(run.saving, self.model.network)
+        if not self._get(self.config, "ckpt_path"):
+            self.model.grow_from(self.init)  # before anything of an older run is removed
+        elif self.init.source is not None:
+            self.model.start = f"from {self.init.source} ({self.init.which}), resumed"
         self.stop.checkpoint = run.checkpoints / LAST
         kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):
@@ -174,6 +199,9 @@ class ArkCLI(LightningCLI):
         if trainer.is_global_zero:
             (run.folder / "config.yaml").write_text(recipe)
             log.info(model.summary(datamodule.describe()))
+            if model.growth.rows:
+                log.info("%s", model.growth.table())
+                growth.write(run.folder, model.start, model.growth.table())
         facts, versions = yaml.safe_load(recipe), datamodule.versions()
         with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
             fitting.fit(trainer, model, datamodule, run, ckpt_path)
@@ -198,7 +226,8 @@ class ArkCLI(LightningCLI):
         are compared by `ArkModule` itself."""
         recipe = yaml.safe_load(self._recipe())
         told = {part: recipe[part] for part in ("model", "data")}
-        return {key: value for key, value in _flat(told) if not key.startswith(_MAY_CHANGE)}
+        kept = {key: value for key, value in _flat(told) if not key.startswith(_MAY_CHANGE)}
+        return kept | self.init.settings()
 
     def _recipe(self, name: str = "") -> str:
         """The whole configuration as YAML, less what was true of one call only."""

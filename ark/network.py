@@ -61,7 +61,7 @@ class Network(nn.Module):
         for key, head in self.heads_by_key().items():
             self._check_guide(key, head)
             head.main_metric = self.tasks[key].metric or head.main_metric
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "backbone": dict(backbone),
             "projector": dict(projector) if projector else None,
             "tasks": [_portable(task, self.head(task.key)) for task in tasks],
