@@ -119,7 +119,7 @@ class ArkCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        self.init.check([f"{d.name}/{task.name}" for d in config.datasets for task in d.tasks])
+        self.init.check(_declared(config.datasets))
         values = config.run.as_dict()
         run = RunConfig(**values | {"saving": SavingConfig(**values["saving"])})
         ckpt_path = stopping.resolve_auto(config.get("ckpt_path"), run.checkpoints, run.overwrite)
@@ -256,6 +256,12 @@ _MAY_CHANGE = (
     "data.max_bad", "data.metrics", "data.on_bad", "data.only", "data.ten_crop", "data.workers",
     "model.backbone.weights", "model.ontology",
 )  # fmt: skip
+
+
+def _declared(datasets: list[Any]) -> list[str]:
+    """The task keys of all datasets, also of tasks that `data.only` leaves out."""
+    plain = [d.init_args if "class_path" in d else d for d in datasets]
+    return [f"{d.name}/{task.name}" for d in plain for task in d.tasks]
 
 
 def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
 from ark.distributed import ranks
 from ark.growing import Growth, InitConfig, grow, load_source
+from ark.growing.untrained import check_trained
 from ark.hierarchy import Hierarchy
 from ark.joint import JointTraining
 from ark.locks import Locks, check_phase
@@ -177,6 +178,7 @@ class ArkModule(JointTraining):
         """
         if init.source is not None:
             self.growth = grow(self.network, load_source(init.source, init.which), init.names)
+            check_trained(self.network, self.cycle.phases, self.growth)
             self.start = self.growth.start
             self.teacher.update(self.network, 0.0)
 

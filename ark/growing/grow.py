@@ -9,7 +9,7 @@ from ark.errors import ConfigError
 from ark.growing.backbone import match_backbone
 from ark.growing.heads import head_tensors, match_head
 from ark.growing.parts import Match, Taken, all_new, take_or_leave
-from ark.growing.source import Source, by_key
+from ark.growing.source import Source
 from ark.growing.table import Row, table
 from ark.head import Head
 from ark.network import Network
