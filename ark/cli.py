@@ -27,7 +27,7 @@ from ark.checkpoints.saving import SealedCheckpointIO
 from ark.distributed.ddp import limit_waiting
 from ark.distributed.fsdp import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.faults import full_disk_explained
-from ark.growing import InitConfig
+from ark.growing import InitConfig, Source
 from ark.growing import table as growth
 from ark.growing.config import OPTIONS
 from ark.module import ArkModule
@@ -55,6 +55,7 @@ class ArkCLI(LightningCLI):
 
     model: ArkModule
     datamodule: Mixture
+    source: Source | None  # whose weights a new run takes
 
     def __init__(self) -> None:
         _quieten()
@@ -138,13 +139,18 @@ class ArkCLI(LightningCLI):
         self._settle_start(config)
 
     def _settle_start(self, config: Any) -> None:
-        """Of two starts of the backbone that of `init_from` counts; the other is not even read."""
-        if self.subcommand == "fit" and self.init.source is not None:
-            if (given := config.model.backbone.weights) != "random":
-                rank_zero_only(log.info)(
-                    f"init_from: the backbone's weights come from there, not from {given!r}"
-                )
-            config.model.backbone.weights = "random"
+        """Reads what a new run starts from, before its data is prepared. Of two starts of the
+        backbone that of `init_from` counts; the other is not even read."""
+        init, self.source = self.init, None
+        if self.subcommand != "fit" or init.source is None:
+            return
+        if config.ckpt_path is None:
+            self.source = init.load()
+        if (given := config.model.backbone.weights) != "random":
+            rank_zero_only(log.info)(
+                f"init_from: the backbone's weights come from there, not from {given!r}"
+            )
+        config.model.backbone.weights = "random"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
@@ -157,10 +163,11 @@ class ArkCLI(LightningCLI):
             kwargs["callbacks"] = [*given, ledger, self.stop]
             return self._trainer(kwargs)
         check_best(run.saving, self.model.network)
-        if not self._get(self.config, "ckpt_path"):
-            self.model.grow_from(self.init)  # before anything of an older run is removed
+        if self.source is not None:  # before anything of an older run is removed
+            self.model.grow_from(self.source, self.init.names)
+            self.source = None
         elif self.init.source is not None:
-            self.model.start = f"from {self.init.source} ({self.init.which}), resumed"
+            self.model.start = f"{self.init.source} ({self.init.which}), and resumed"
         self.stop.checkpoint = run.checkpoints / LAST
         kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):

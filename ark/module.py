@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from ark.checkpoint import check_same
 from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
 from ark.distributed import ranks
-from ark.growing import Growth, InitConfig, grow, load_source
-from ark.growing.untrained import check_trained
+from ark.growing import Growth, Source, check_trained, grow
 from ark.hierarchy import Hierarchy
 from ark.joint import JointTraining
 from ark.locks import Locks, check_phase
@@ -170,17 +169,19 @@ class ArkModule(JointTraining):
         agreement.check(self.network.heads_by_key().values())
         self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
 
-    def grow_from(self, init: InitConfig) -> None:
+    def grow_from(self, source: Source, names: Mapping[str, str | None]) -> None:
         """Takes what fits of another run's weights; the teacher is the student again.
 
+        Args:
+            names: see `ark.growing.grow`.
+
         Raises:
-            ConfigError: see `ark.growing.grow`.
+            ConfigError: see there; or what starts at random is used and never trained.
         """
-        if init.source is not None:
-            self.growth = grow(self.network, load_source(init.source, init.which), init.names)
-            check_trained(self.network, self.cycle.phases, self.growth)
-            self.start = self.growth.start
-            self.teacher.update(self.network, 0.0)
+        self.growth = grow(self.network, source, names)
+        check_trained(self.network, self.cycle.phases, self.growth)
+        self.start = self.growth.start
+        self.teacher.update(self.network, 0.0)
 
     def _check_teacher(self) -> None:
         clock = self.teacher_update

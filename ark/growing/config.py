@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ark.errors import ConfigError
-
-Which = Literal["teacher", "student"]
+from ark.growing.source import Source, Which, load_source
 
 # name on the command line and in a recipe: (type, default, help)
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -18,7 +17,11 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
         "start a NEW run from these weights: a published folder, a hub's owner/name, a run's "
         "folder or a checkpoint's file",
     ),
-    "init_names": (dict[str, str], {}, "task key of this run: task key there, where they differ"),
+    "init_names": (
+        dict[str, str | None],
+        {},
+        "task key of this run: task key there, where they differ; null: a new head",
+    ),
     "init_which": (Which, "teacher", "the network of the two that gives the weights"),
 }
 
@@ -28,12 +31,12 @@ class InitConfig:
     """
     Args:
         source: a published folder, a hub's repository, a run's folder or a training checkpoint.
-        names: task key of this run -> task key there, where they differ.
+        names: task key of this run -> task key there, where they differ; None: a new head.
         which: the network of the two that gives the weights.
     """
 
     source: str | None = None
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str | None] = field(default_factory=dict)
     which: Which = "teacher"
 
     @classmethod
@@ -63,6 +66,16 @@ class InitConfig:
                     f"init_names: {new!r} (before the colon) is no task of this run; it has "
                     f"{list(declared)}"
                 )
+
+    def load(self) -> Source:
+        """
+        Raises:
+            ConfigError: nothing is there that can be read, or it has not a task of `names`.
+        """
+        assert self.source is not None
+        source = load_source(self.source, self.which)
+        source.check_names(self.names)
+        return source
 
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must share with its checkpoint; nothing where nothing is said."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ark.errors import ConfigError
 from ark.growing.backbone import match_backbone
 from ark.growing.heads import head_tensors, match_head
 from ark.growing.parts import Match, Taken, all_new, take_or_leave
@@ -51,18 +50,18 @@ class Growth:
             taken.put(tensors[name])
 
 
-def grow(network: Network, source: Source, names: Mapping[str, str]) -> Growth:
+def grow(network: Network, source: Source, names: Mapping[str, str | None]) -> Growth:
     """Puts into `network`, in place, what fits of the source.
 
     Args:
-        names: task key here -> task key there, where they differ. A key that the network has not
-            is passed over: `data.only` left its task out.
+        names: task key here -> task key there, where they differ; None: a new head. A key that
+            the network has not is passed over: `data.only` left its task out.
 
     Raises:
         ConfigError: an unknown old name, another backbone, or an image size that timm cannot
             resize it to. Nothing was changed.
     """
-    _check_names(source, names)
+    source.check_names(names)
     growth = Growth(source.where, source.which)
     found: dict[str, Match] = {"backbone": match_backbone(network, source)}
     if projector := _match_projector(network, source):
@@ -81,15 +80,6 @@ def grow(network: Network, source: Source, names: Mapping[str, str]) -> Growth:
         if head.start_samples
     }
     return growth
-
-
-def _check_names(source: Source, names: Mapping[str, str]) -> None:
-    for new, old in names.items():
-        if old not in source.tasks:
-            raise ConfigError(
-                f"init_names: {new}: {old!r} is no task of {source.where}; it has "
-                f"{list(source.tasks)}"
-            )
 
 
 def _match_projector(network: Network, source: Source) -> Match | None:
@@ -113,18 +103,18 @@ def _match_shared(network: Network, source: Source, name: str) -> Match:
     return take_or_leave(f"shared {name}", mine, theirs)
 
 
-def _match(network: Network, source: Source, key: str, old: str) -> Match:
+def _match(network: Network, source: Source, key: str, old: str | None) -> Match:
     head = network.head(key)
     mine = head_tensors(head)
-    if old not in source.tasks:
-        return all_new(f"head {key}", mine, {}, "")
+    if old is None or old not in source.tasks:
+        return all_new(f"head {key}", mine, {}, "" if old else "as init_names says")
     config = next(t for t in network.architecture["tasks"] if f"{t['dataset']}/{t['name']}" == key)[
         "head"
     ]
     return match_head(head, mine, config, source.tasks[old], source.part(f"heads.{old}"))
 
 
-def _dropped(network: Network, source: Source, old_keys: Mapping[str, str]) -> list[Row]:
+def _dropped(network: Network, source: Source, old_keys: Mapping[str, str | None]) -> list[Row]:
     """Parts there that nothing here asked for."""
     parts = {f"shared {n}": f"shared.{n}" for n in source.shared if n not in network.shared}
     parts |= {f"head {k}": f"heads.{k}" for k in source.tasks if k not in old_keys.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ark.checkpoint import ARCHITECTURE, load_state
 from ark.errors import ConfigError
-from ark.growing.config import Which
 from ark.published.config import CONFIG, check_weights, read_config
 from ark.published.loading import find
+
+Which = Literal["teacher", "student"]
 
 
 @dataclass
@@ -46,6 +47,18 @@ class Source:
         """Names of the parts that heads share."""
         names = (name.split(".")[1] for name in self.state if name.startswith("shared."))
         return list(dict.fromkeys(names))
+
+    def check_names(self, names: Mapping[str, str | None]) -> None:
+        """
+        Raises:
+            ConfigError: an old name is no task here.
+        """
+        for new, old in names.items():
+            if old is not None and old not in self.tasks:
+                raise ConfigError(
+                    f"init_names: {new}: {old!r} is no task of {self.where}; it has "
+                    f"{list(self.tasks)}"
+                )
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below `prefix.`, without it."""

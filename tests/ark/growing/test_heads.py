@@ -41,7 +41,7 @@ def network(seed: int, *tasks: TaskSpec, projector: dict[str, Any] | None = None
     return made
 
 
-def grown(new: Network, old: Network, **names: str) -> tuple[Growth, dict[str, Tensor]]:
+def grown(new: Network, old: Network, **names: str | None) -> tuple[Growth, dict[str, Tensor]]:
     """What it took, and its weights from before."""
     before = {name: value.clone() for name, value in new.state_dict().items()}
     state = {name: value.clone() for name, value in old.state_dict().items()}
@@ -85,6 +85,18 @@ def test_heads_are_added_dropped_and_renamed() -> None:
     assert row(growth, "head toy/multiclass").state == "new"
     dropped = row(growth, "head toy/segmentation")
     assert (dropped.state, dropped.dropped) == ("dropped", 31)
+
+
+def test_a_head_may_be_asked_to_be_new() -> None:
+    old, mine = network(1, spec("multilabel")), network(2, spec("multilabel"))
+    growth, before = grown(mine, old, toy__multilabel=None)
+    check_rest(mine, old, but=("heads.",))
+    assert [(r.part, r.state, r.note) for r in growth.rows[1:]] == [
+        ("head toy/multilabel", "new", "as init_names says"),
+        ("head toy/multilabel", "dropped", ""),
+    ]
+    for name, value in mine.head("toy/multilabel").state_dict().items():
+        assert torch.equal(value, before[f"heads.toy/multilabel.{name}"])
 
 
 def test_one_old_head_may_start_several() -> None:

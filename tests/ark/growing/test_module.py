@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ark.callbacks import CycleRunner
-from ark.checkpoint import save_networks
+from ark.checkpoint import load_network, save_networks
 from ark.cycle import Cycle, Phase
-from ark.growing import InitConfig
+from ark.growing import load_source
 from ark.module import ArkModule, BackboneConfig, ProjectorConfig
 from ark.network import Network
 from ark.types import ConfigError, TaskSpec
@@ -64,21 +64,20 @@ def start(mine: ArkModule, asked: list[str]) -> None:
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_student_and_teacher_both_start_there(old: Network, tmp_path: Path, which: Any) -> None:
     mine = module(*old.tasks.values())
-    mine.grow_from(InitConfig(str(tmp_path), which=which))
-    mean = {"student": 10.0, "teacher": 20.0}[which]
+    mine.grow_from(load_source(str(tmp_path), which), {})
+    expected = load_network(tmp_path, which).state_dict()
+    assert (
+        expected["heads.toy/values.mean"].tolist()
+        == [{"student": 10.0, "teacher": 20.0}[which]] * 2
+    )
     for network in mine.networks.values():
-        assert network.head("toy/values").mean.tolist() == [mean, mean]
         for name, value in network.state_dict().items():
-            assert torch.equal(value, old.state_dict()[name]) == (which == "teacher") or (
-                torch.equal(old.state_dict()[name], mine.network.state_dict()[name])
-            )
-    for name, value in mine.network.state_dict().items():
-        assert torch.equal(value, mine.teacher.network.state_dict()[name])
+            assert torch.equal(value, expected[name]), name
 
 
 def test_a_head_that_was_taken_whole_asks_for_no_data(old: Network, tmp_path: Path) -> None:
     mine = module(*old.tasks.values())
-    mine.grow_from(InitConfig(str(tmp_path)))
+    mine.grow_from(load_source(str(tmp_path)), {})
     start(mine, asked := [])
     assert asked == []
     assert mine.network.head("toy/values").mean.tolist() == [20.0, 20.0]
@@ -86,7 +85,7 @@ def test_a_head_that_was_taken_whole_asks_for_no_data(old: Network, tmp_path: Pa
 
 def test_new_numbers_start_from_data_and_taken_ones_stay(old: Network, tmp_path: Path) -> None:
     mine = module(spec("values", ("heart", "spine", "rib")))
-    mine.grow_from(InitConfig(str(tmp_path)))
+    mine.grow_from(load_source(str(tmp_path)), {})
     start(mine, asked := [])
     assert asked == ["toy/values"]
     target: Any = make_batch("values", 8).target
@@ -102,7 +101,7 @@ def test_new_numbers_start_from_data_and_taken_ones_stay(old: Network, tmp_path:
 def test_prototypes_are_for_new_classes_alone(old: Network, tmp_path: Path) -> None:
     task = spec("multilabel", ("heart", "lung", "rib"), prototypes=8)
     mine, alone = module(task), module(task)
-    mine.grow_from(InitConfig(str(tmp_path)))
+    mine.grow_from(load_source(str(tmp_path)), {})
     head, theirs = mine.network.head(task.key), old.head(task.key)
     start(mine, [])
     assert torch.equal(head.linear.weight[1], theirs.linear.weight[2])
@@ -116,17 +115,9 @@ def test_prototypes_are_for_new_classes_alone(old: Network, tmp_path: Path) -> N
 
 def test_features_that_are_random_and_locked_are_refused(old: Network, tmp_path: Path) -> None:
     task = spec("multilabel", ("rib",))
-    init = InitConfig(str(tmp_path))
+    source = load_source(str(tmp_path))
     with pytest.raises(ConfigError, match=r"the projector starts at random \(weight is 9 x"):
-        module(task, train=("head",), width=9).grow_from(init)
-    module(task, width=9).grow_from(init)
-    module(task, train=("head",), width=8).grow_from(init)
-    module(task, train=("head",), width=0).grow_from(init)
-
-
-def test_without_a_source_nothing_happens() -> None:
-    mine = module(spec("multilabel", ("rib",)))
-    before = {name: value.clone() for name, value in mine.state_dict().items()}
-    mine.grow_from(InitConfig())
-    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
-    assert mine.growth.rows == []
+        module(task, train=("head",), width=9).grow_from(source, {})
+    module(task, width=9).grow_from(source, {})
+    module(task, train=("head",), width=8).grow_from(source, {})
+    module(task, train=("head",), width=0).grow_from(source, {})
