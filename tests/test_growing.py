@@ -63,6 +63,12 @@ def of_backbone(path: Path, which: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state(path, which).items() if k.startswith("backbone.")}
 
 
+def starts(run: Path) -> dict[str, str]:
+    """By part, the second column of the run's table."""
+    rows = [line.split("|") for line in (run / FILE).read_text().splitlines() if "|" in line]
+    return {row[1].strip(): row[2].strip() for row in rows[2:]}
+
+
 def test_what_was_kept_answers_as_before(old: Path, grown: Path) -> None:
     """The test split before the first step, every number of it, is that of the published teacher;
     new heads know nothing."""
@@ -77,11 +83,7 @@ def test_the_table_is_in_the_report_and_the_start_in_the_recipe(
 ) -> None:
     text = (grown / FILE).read_text()
     assert text.strip() in (grown / "report.md").read_text()
-    states = {
-        line.split("|")[1].strip(): line.split("|")[2].strip()
-        for line in text.splitlines()
-        if line.startswith("|")
-    }
+    states = starts(grown)
     assert states["backbone"] == "taken"
     assert [states[f"head {key}"] for key in TASKS] == ["taken", "taken", "new", "new"]
     config = yaml.safe_load((grown / "config.yaml").read_text())
@@ -208,9 +210,10 @@ def test_each_task_alone_starts_there_too(recipe: Path, published: Path) -> None
     command += [f"--init_from={published}", f"--init_names={names}", "--run.alone=true", *SHORT]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)})
     for key in TASKS:
-        text = (recipe.parent / "runs" / "joint" / "alone" / key / FILE).read_text()
-        assert "| backbone" in text
-        assert text.count("| new ") == (key not in OLD)
+        found = starts(recipe.parent / "runs" / "joint" / "alone" / key)
+        assert found["backbone"] == "taken"
+        assert found[f"head {key}"] == ("taken" if key in OLD else "new")
+        assert list(found.values()).count("dropped") == len({*OLD} - {key})
 
 
 @pytest.mark.slow  # two processes

@@ -278,7 +278,7 @@ def test_nothing_is_lost_unsaid() -> None:
     there = sum(r.taken + r.resized + r.by_class + r.dropped for r in growth.rows)
     assert (here, there) == (len(mine.state_dict()), len(old.state_dict()))
     sums = growth.table().splitlines()[-1].split("|")[3:8]
-    assert [int(n) for n in sums] == [
+    assert [int(n.strip() or 0) for n in sums] == [
         sum(getattr(r, n) for r in growth.rows)
         for n in ("taken", "resized", "by_class", "new", "dropped")
     ]
