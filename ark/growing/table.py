@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> str:
         for row, numbers in zip(rows, counts, strict=True)
     ]
     lines.append(
-        ["all tensors", "", *(str(sum(column)) for column in zip(*counts, strict=True)), ""]
+        ["all tensors", "", *(str(sum(column) or "") for column in zip(*counts, strict=True)), ""]
     )
     return tabulate(lines, TITLES, tablefmt="github", disable_numparse=True)
 
