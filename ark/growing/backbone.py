@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def match_backbone(network: Network, source: Source) -> Match:
 
 def _check_normalisation(backbone: Backbone, source: Source) -> None:
     for what in ("mean", "std"):
-        stated, mine = getattr(source, what), getattr(backbone, what).flatten()
+        stated, mine = _stated(source, what), getattr(backbone, what).flatten()
         if stated and not torch.allclose(torch.tensor(stated), mine, atol=1e-4):
             values = [round(value, 5) for value in stated]
             raise ConfigError(
@@ -57,6 +58,16 @@ def _check_normalisation(backbone: Backbone, source: Source) -> None:
                 f"backbone with {[round(v, 5) for v in mine.tolist()]}; set "
                 f"model.backbone.args: {{pretrained_cfg_overlay: {{{what}: {values}}}}}"
             )
+
+
+def _stated(source: Source, what: str) -> list[float]:
+    """Mean or standard deviation there; of a run's own weights as its backbone took them."""
+    if found := getattr(source, what):
+        return found
+    theirs = source.architecture["backbone"]
+    overlay = (theirs.get("args") or {}).get("pretrained_cfg_overlay") or {}
+    config = timm.get_pretrained_cfg(theirs["name"])
+    return list(overlay.get(what) or getattr(config, what, None) or [])
 
 
 def _resized(

@@ -91,3 +91,7 @@ def test_another_normalisation_of_images_is_refused_with_its_cure() -> None:
         grow(new, source(old, mean=mean), {})
     cured = network(2, "test_efficientnet", 64, {"pretrained_cfg_overlay": {"mean": mean}})
     grow(cured, source(old, mean=mean), {})
+    with pytest.raises(ConfigError, match=r"normalises images with mean \[0.1, 0.2, 0.3\]"):
+        grow(new, source(cured), {})  # a run's own weights, which do not say it
+    with pytest.raises(ConfigError, match=r"this run's backbone with \[0.1, 0.2, 0.3\]"):
+        grow(cured, source(old), {})
