@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ark.checkpoint import save_networks
-from ark.growing import InitConfig, load_source
+from ark.growing import InitConfig, grow, load_source
 from ark.network import Network
 from ark.published.config import Facts
 from ark.published.writing import write_model
@@ -52,6 +52,17 @@ def test_a_published_backbone(network: Network, tmp_path: Path) -> None:
     assert found.tasks == {}
     theirs = network.backbone.model.state_dict()
     assert all(torch.equal(found.part("backbone.model")[k], v) for k, v in theirs.items())
+
+
+def test_half_precision_is_taken_as_float32(network: Network, tmp_path: Path) -> None:
+    write_model(tmp_path, network, Facts(network.architecture, precision="bfloat16"))
+    mine = Network.from_architecture(network.architecture)
+    grow(mine, load_source(str(tmp_path)), {})
+    theirs = network.state_dict()
+    for name, value in mine.state_dict().items():
+        assert value.dtype == theirs[name].dtype
+        rounded = theirs[name].bfloat16() if value.is_floating_point() else theirs[name]
+        assert torch.equal(value, rounded.to(value.dtype)), name
 
 
 def test_a_published_student_says_that_it_is_one(network: Network, tmp_path: Path) -> None:
