@@ -49,16 +49,27 @@ def load_network(path: str | Path, which: str = "teacher") -> Network:
     """
     path = Path(path)
     if (path / CONFIG).is_file():
-        from ark.published.loading import load
-
-        return load(path).network
-    if path.is_file():
-        architecture, state = _from_training(path, which)
-    else:
-        architecture, state = _from_folder(path, which)
+        return _published(path, which)
+    architecture, state = load_state(path, which)
     network = Network.from_architecture(architecture)
     network.load_state_dict(state)
     return network.eval()
+
+
+def load_state(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The architecture and the tensors that `load_network` makes a network of."""
+    return _from_training(path, which) if path.is_file() else _from_folder(path, which)
+
+
+def _published(folder: Path, which: str) -> Network:
+    from ark.published.loading import load
+
+    model = load(folder)
+    if which == "student" and model.facts.which == "teacher":
+        raise ConfigError(
+            f"checkpoint {folder}: holds the teacher alone; the run's folder has both networks"
+        )
+    return model.network
 
 
 def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from jsonargparse import set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.utilities import rank_zero_only
 
 from ark import alone, fitting, stopping
 from ark.checkpoints.integrity import check_writable
@@ -26,6 +27,9 @@ from ark.checkpoints.saving import SealedCheckpointIO
 from ark.distributed.ddp import limit_waiting
 from ark.distributed.fsdp import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.faults import full_disk_explained
+from ark.growing import InitConfig, Source
+from ark.growing import table as growth
+from ark.growing.config import OPTIONS
 from ark.module import ArkModule
 from ark.planning import CycleConfig
 from ark.run import (
@@ -51,6 +55,7 @@ class ArkCLI(LightningCLI):
 
     model: ArkModule
     datamodule: Mixture
+    source: Source | None  # whose weights a new run takes
 
     def __init__(self) -> None:
         _quieten()
@@ -83,6 +88,8 @@ class ArkCLI(LightningCLI):
         parser.add_argument("--datasets", type=list[DatasetConfig], default=[], sub_configs=True)
         parser.add_argument("--cycle", type=CycleConfig, default=CycleConfig())
         parser.add_argument("--run", type=RunConfig, default=RunConfig())
+        for option, (kind, default, text) in OPTIONS.items():
+            parser.add_argument(f"--{option}", type=kind, default=default, help=text)
         for source, target in (
             ("datasets", "data.datasets"),
             *((f"cycle.{f.name}", f"data.cycle.{f.name}") for f in fields(CycleConfig)),
@@ -107,8 +114,13 @@ class ArkCLI(LightningCLI):
     def run(self) -> RunConfig:
         return self._get(self.config_init, "run")
 
+    @property
+    def init(self) -> InitConfig:
+        return InitConfig.of(self.config[self.subcommand])
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        self.init.check(_declared(config.datasets))
         values = config.run.as_dict()
         run = RunConfig(**values | {"saving": SavingConfig(**values["saving"])})
         ckpt_path = stopping.resolve_auto(config.get("ckpt_path"), run.checkpoints, run.overwrite)
@@ -124,6 +136,21 @@ class ArkCLI(LightningCLI):
                 check_writable(run.folder)
         if ckpt_path is not None:
             config.ckpt_path = str(checkpoint_file(run, ckpt_path))
+        self._settle_start(config)
+
+    def _settle_start(self, config: Any) -> None:
+        """Reads what a new run starts from, before its data is prepared. Of two starts of the
+        backbone that of `init_from` counts; the other is not even read."""
+        init, self.source = self.init, None
+        if self.subcommand != "fit" or init.source is None:
+            return
+        if config.ckpt_path is None:
+            self.source = init.load()
+        if (given := config.model.backbone.weights) != "random":
+            rank_zero_only(log.info)(
+                f"init_from: the backbone's weights come from there, not from {given!r}"
+            )
+        config.model.backbone.weights = "random"
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         mine, run, plan = self._get(self.config_init, "trainer"), self.run, self.model.cycle
@@ -136,6 +163,11 @@ class ArkCLI(LightningCLI):
             kwargs["callbacks"] = [*given, ledger, self.stop]
             return self._trainer(kwargs)
         check_best(run.saving, self.model.network)
+        if self.source is not None:  # before anything of an older run is removed
+            self.model.grow_from(self.source, self.init.names)
+            self.source = None
+        elif self.init.source is not None:
+            self.model.start = f"{self.init.source} ({self.init.which}), and resumed"
         self.stop.checkpoint = run.checkpoints / LAST
         kwargs["callbacks"] = [*given, *callbacks(run, plan, mine, ledger), self.stop]
         if not (self.run.alone or self._get(self.config, "ckpt_path")):
@@ -174,6 +206,9 @@ class ArkCLI(LightningCLI):
         if trainer.is_global_zero:
             (run.folder / "config.yaml").write_text(recipe)
             log.info(model.summary(datamodule.describe()))
+            if model.growth.rows:
+                log.info("%s", model.growth.table())
+                growth.write(run.folder, model.start, model.growth.table())
         facts, versions = yaml.safe_load(recipe), datamodule.versions()
         with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
             fitting.fit(trainer, model, datamodule, run, ckpt_path)
@@ -198,7 +233,8 @@ class ArkCLI(LightningCLI):
         are compared by `ArkModule` itself."""
         recipe = yaml.safe_load(self._recipe())
         told = {part: recipe[part] for part in ("model", "data")}
-        return {key: value for key, value in _flat(told) if not key.startswith(_MAY_CHANGE)}
+        kept = {key: value for key, value in _flat(told) if not key.startswith(_MAY_CHANGE)}
+        return kept | self.init.settings()
 
     def _recipe(self, name: str = "") -> str:
         """The whole configuration as YAML, less what was true of one call only."""
@@ -227,6 +263,12 @@ _MAY_CHANGE = (
     "data.max_bad", "data.metrics", "data.on_bad", "data.only", "data.ten_crop", "data.workers",
     "model.backbone.weights", "model.ontology",
 )  # fmt: skip
+
+
+def _declared(datasets: list[Any]) -> list[str]:
+    """The task keys of all datasets, also of tasks that `data.only` leaves out."""
+    plain = [d.init_args if "class_path" in d else d for d in datasets]
+    return [f"{d.name}/{task.name}" for d in plain for task in d.tasks]
 
 
 def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

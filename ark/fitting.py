@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from ark import forgetting, report
 from ark.checkpoint import save_networks
+from ark.growing import table as growth
 from ark.module import ArkModule
 from ark.run import LAST, RunConfig
 from ark.scores import WHO, prefix
@@ -104,9 +105,10 @@ def _conclude(
     table = report.write_report(
         run.folder, run.name, columns, facts, heads, module.intervals, module.ontology
     )
+    lines = growth.read(run.folder)
     if run.measures_forgetting:
-        lines = forgetting.conclude(run.folder, module.cycle, module.keys)
-        with (run.folder / report.REPORT).open("a") as file:
-            file.writelines(f"{line}\n" for line in lines)
+        lines += forgetting.conclude(run.folder, module.cycle, module.keys)
+    with (run.folder / report.REPORT).open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
     log.info("\n%s\n", table)
     log.info("report, pictures, checkpoints and the published model are in %s", run.folder)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ark.class_rows import ClassRows
 from ark.types import KINDS, ConfigError, FeatureInfo, Features, Prediction, Target, TaskSpec
 
 if TYPE_CHECKING:  # a published model must load without matplotlib and torchmetrics
@@ -168,6 +169,14 @@ class Head(nn.Module, ABC):
         about `start_samples` samples drawn from the training split, the same on every rank.
         """
         raise NotImplementedError(f"{type(self).__name__} has start_samples, but no start")
+
+    def class_rows(self) -> dict[str, ClassRows] | None:
+        """Of every tensor of the state dict that depends on the task's classes, which rows are
+        whose: a run that starts from another one's weights takes the classes of the same name.
+
+        None, the default: that is not defined here; where classes differ such a head starts anew.
+        """
+        return None
 
     def uncalibrate(self) -> None:
         """Back to before any `calibrate`: a run that goes on behind it does it again, and must find

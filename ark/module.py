@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ark.checkpoint import check_same
 from ark.consistency import Agreement, carries_gradient
 from ark.cycle import Cycle, Position, Unit
 from ark.distributed import ranks
+from ark.growing import Growth, Source, check_trained, grow
 from ark.hierarchy import Hierarchy
 from ark.joint import JointTraining
 from ark.locks import Locks, check_phase
@@ -144,6 +145,7 @@ class ArkModule(JointTraining):
             tasks,
         )
         self.start = load_initial(self.network.backbone, backbone.name, backbone.weights)
+        self.growth = Growth()  # what it took from another run's weights
         self.teacher = Teacher(self.network)
         self.cycle, self.seed = cycle, seed
         self.locks = Locks(self.network)
@@ -166,6 +168,20 @@ class ArkModule(JointTraining):
         self._check_teacher()
         agreement.check(self.network.heads_by_key().values())
         self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
+
+    def grow_from(self, source: Source, names: Mapping[str, str | None]) -> None:
+        """Takes what fits of another run's weights; the teacher is the student again.
+
+        Args:
+            names: see `ark.growing.grow`.
+
+        Raises:
+            ConfigError: see there; or what starts at random is used and never trained.
+        """
+        self.growth = grow(self.network, source, names)
+        check_trained(self.network, self.cycle.phases, self.growth)
+        self.start = self.growth.start
+        self.teacher.update(self.network, 0.0)
 
     def _check_teacher(self) -> None:
         clock = self.teacher_update

@@ -22,6 +22,7 @@ from ark.checkpoints.saving import LAST as LAST
 from ark.cycle import Cycle, Unit
 from ark.faults import Faults
 from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
+from ark.growing.table import FILE as GROWTH
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
 from ark.report import INTERVALS, REPORT, RESULTS, START
@@ -146,7 +147,7 @@ def clear_folder(run: RunConfig) -> None:
     for name in ("checkpoints", "logs", "model", "pictures", CODE, FAULTS):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, SESSIONS, LEDGER, SKIPPED)
-    for name in (*written, MATRIX, NUMBERS, PICTURE):
+    for name in (*written, MATRIX, NUMBERS, PICTURE, GROWTH):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
 

@@ -14,7 +14,9 @@ from datamodules.commands import write
 from datamodules.config import load_datasets
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RECIPES = sorted([CONFIGS / "quickstart.yaml", *CONFIGS.glob("recipes/*.yaml")])
+# go behind a start, in front of any datasets (docs/growing.md)
+DOWNSTREAM = [CONFIGS / "recipes" / f"{n}.yaml" for n in ("finetune", "head_only", "linear_probe")]
+RECIPES = sorted({CONFIGS / "quickstart.yaml", *CONFIGS.glob("recipes/*.yaml")} - {*DOWNSTREAM})
 # of the papers' size: their public datasets are not here
 FULL = [path for path in RECIPES if (path.parent / f"{path.stem}_small.yaml").is_file()]
 SMALL = [path for path in RECIPES if path not in FULL]
@@ -115,6 +117,18 @@ def test_a_full_recipe_is_understood(recipe: Path, rates: str | None, capsys) ->
     assert set(printed["data"]["only"] or known) <= set(known)
     rate = printed["model"]["optimizer"]["init_args"]["lr"]
     assert rate == {None: rate, "ark_published": 0.3, "ark_as_run": 0.01}[rates]
+
+
+@pytest.mark.parametrize("recipe", DOWNSTREAM, ids=lambda path: path.stem)
+def test_a_downstream_recipe_is_understood_with_any_dataset(recipe: Path, capsys) -> None:
+    """They run in tests/test_growing.py."""
+    dataset = f"--datasets+={CONFIGS / 'datasets' / 'nih14.yaml'}"
+    with pytest.raises(SystemExit) as done:
+        ark("fit", f"--config={recipe}", "--init_from=a/run", dataset, "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (done.value.code, printed["init_from"]) == (0, "a/run")
+    locked = recipe.stem != "finetune"
+    assert all((phase["train"] == ["head"]) == locked for phase in printed["cycle"]["each"])
 
 
 @pytest.mark.parametrize("name", ["foundation_x", "foundation_x_plus"])

@@ -138,6 +138,8 @@ def _training(facts: Facts) -> str:
     ]
     if facts.recipe:
         lines.append("- recipe: under `ark.recipe` in config.json")
-        start = facts.recipe.get("model", {}).get("backbone", {}).get("weights")
-        lines += [f"- the backbone's start: {json.dumps(start)}"] if start else []
+        start = facts.recipe.get("init_from") or facts.recipe.get("model", {}).get(
+            "backbone", {}
+        ).get("weights")
+        lines += [f"- start: {json.dumps(start)}"] if start else []
     return "\n".join(lines)

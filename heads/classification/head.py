@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ark.class_rows import ClassRows
 from ark.head import Comparable, Head
 from ark.types import (
     ClassPrediction,
@@ -146,6 +147,17 @@ class ClassificationHead(Head):
         for embeddings, target in batches:
             means.add(self.hidden(embeddings), target)
         means.apply()
+
+    def class_rows(self) -> dict[str, ClassRows] | None:
+        """The last layer's and the thresholds. Grades are cut out of one line together."""
+        if self.task.kind == "ordinal":
+            return None
+        layer = [
+            f"linear.{name}"
+            for name in ("weight", "bias")
+            if getattr(self.linear, name) is not None
+        ]
+        return {name: ClassRows() for name in (*layer, "thresholds")}
 
     @torch.no_grad()
     def uncalibrate(self) -> None:

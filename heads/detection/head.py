@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ark.class_rows import ClassRows
 from ark.drawing import draw_boxes, show_image
 from ark.head import Comparable, Head
 from ark.types import (
@@ -184,6 +185,12 @@ class DetectionHead(TiedOnce, Head):
             "decoder": lambda _, output: _cells(output.maps),
             **self._family.comparable(self.detector),
         }
+
+    def class_rows(self) -> dict[str, ClassRows] | None:
+        """Of the presets and of configurations with their class layers; else None."""
+        from .class_layers import class_rows
+
+        return class_rows(self.detector, self.state_dict(), len(self.task.classes))
 
     def metrics(self, task: TaskSpec | None = None) -> BoxAP:
         """COCO's average precision and FROC: see `heads.detection.box_ap.BoxAP`."""

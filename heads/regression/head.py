@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ark.class_rows import ClassRows
 from ark.distributed import ranks
 from ark.drawing import show_image
 from ark.head import Comparable, Head
@@ -88,6 +89,10 @@ class RegressionHead(Head):
                 self.mean[k] = column.mean()
             if len(column) > 1 and column.std() > 0:
                 self.spread[k] = column.std()
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """All of it: a number's weights are in units of its own mean and spread."""
+        return {name: ClassRows() for name in ("linear.weight", "linear.bias", "mean", "spread")}
 
     def forward(
         self, features: Features, target: Target | None = None, like: Any | None = None

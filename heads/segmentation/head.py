@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ark.class_rows import ClassRows
 from ark.drawing import draw_masks, show_image
 from ark.head import Comparable, Head
 from ark.types import (
@@ -150,6 +151,11 @@ class SegmentationHead(Head):
             "decoder": lambda _, output: F.normalize(output.decoded, dim=1),
             "logits": lambda _, output: output.logits,
         }
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """The last convolution's; where classes exclude each other the background comes first."""
+        layout = ClassRows(before=int(self.exclusive))
+        return {"classifier.weight": layout, "classifier.bias": layout}
 
     def metrics(self, task: TaskSpec | None = None) -> Metric:
         """Dice, IoU and the boundaries' distance: see `heads.segmentation.metric.MaskMetric`."""

@@ -315,3 +315,19 @@ assert not {{"matplotlib", "torchmetrics"}} & set(sys.modules), sorted(sys.modul
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@every_head
+def test_class_rows_name_every_tensor_that_grows_with_the_classes(cls, kind, info):
+    more = (*CLASSES, "Hernia")
+    small, large = (cls(TaskSpec("toy", "labels", kind, names), info) for names in (CLASSES, more))
+    rows = small.class_rows()
+    here, there = small.state_dict(), large.state_dict()
+    grow = {name for name in here if here[name].shape != there[name].shape}
+    if rows is None:
+        assert kind == "ordinal"
+        return
+    assert grow == set(rows) == set(large.class_rows())
+    for name, layout in rows.items():
+        assert len(here[name]) == layout.count(len(CLASSES))
+        assert len(there[name]) == layout.count(len(more))
