@@ -14,6 +14,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
+  import          turn a checkpoint of the papers or another encoder into such a model
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
@@ -62,6 +63,10 @@ def _run(command: str) -> None:
         from ark.published.export import export
 
         _call(export, command)
+    elif command == "import":
+        from ark.importing.command import import_model
+
+        _call(import_model, command)
     elif command in ("predict", "zeroshot"):
         from datamodules.predicting import predict
         from datamodules.transferring import zeroshot
