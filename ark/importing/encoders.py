@@ -120,6 +120,9 @@ LAYOUTS = (
     ),
 )
 # what a trainer wraps around an encoder; DINO's projection head stands beside the first
+BESIDE = re.compile(
+    r"projector\.|omni_heads\.|classification_heads\.|Locnorm\d|segmentation_"
+)  # in the papers' files
 WRAPS = ("backbone.0.", "backbone.model.", "backbone.", "dinov2.", "model.", "encoder.")
 
 
@@ -152,7 +155,15 @@ def layout_of(state: Iterable[str]) -> Layout | None:
 
 
 def unwrapped(state: Mapping[str, Tensor], record: Record) -> tuple[dict[str, Tensor], str]:
-    """The encoder within a larger module, and the prefix that it stood under there."""
+    """The encoder within a larger network, and the prefix that it stood under there."""
+    inner, prefix = _inner(state, record)
+    for name in [name for name in inner if BESIDE.match(name)]:
+        del inner[name]
+        record.drop(prefix + name, "a head's or the projector's, not the encoder's")
+    return inner, prefix
+
+
+def _inner(state: Mapping[str, Tensor], record: Record) -> tuple[dict[str, Tensor], str]:
     if layout_of(state) is None:
         for prefix in WRAPS:
             inner = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
