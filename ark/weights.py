@@ -30,9 +30,9 @@ def load_initial(backbone: Backbone, name: str, weights: str) -> str:
     Args:
         name: the backbone's timm name.
         weights: "random"; "timm" (timm's own, from its hub); "pip:PACKAGE" (weights that pip
-            installed, see PIP_WEIGHTS); or a file that `ark.importing` reads: an encoder by the names of
-            timm, torchvision or transformers, or a checkpoint of the papers, of which the teacher's
-            encoder is taken.
+            installed, see PIP_WEIGHTS); or a file that `ark.importing` reads: an encoder by the
+            names of timm, torchvision or transformers, or a checkpoint of the papers, of which the
+            teacher's encoder is taken.
 
     Returns:
         One line that says what was loaded.

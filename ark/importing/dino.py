@@ -1,11 +1,11 @@
-"""The localization parts of Foundation X and X+: DINO's names to those of mmdet in `heads.detection`.
+"""The localization parts of Foundation X and X+: DINO's names to mmdet's in `heads.detection`.
 
-Both are the same network (mmdet's paper and code say so). Its decoder layers count their norms
-otherwise: the original's norm2 follows self-attention and norm1 cross-attention, mmdet's are in order.
+Both are the same network. The decoder's norms are counted otherwise: the original's norm2 follows
+self-attention and norm1 cross-attention, mmdet's are in order.
 
-The spec gives what is shared (X: the encoder; X+: also the decoder) and the output layers' names. A
-number after a module, as in `transformer.decoder.3`, is a dataset's. A detector of which one tensor
-is missing or uncertain is left out whole, with the reason.
+The spec gives what is shared (X: the encoder; X+: also the decoder) and the output layers' names.
+A number after a module, as in `transformer.decoder.3`, is a dataset's. A detector of which one
+tensor is missing or uncertain is left out whole, with the reason.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from ark.importing.parts import Found, Options
 from ark.importing.record import Record
 from ark.importing.tasks import FOUNDATION_BOXES, detection
+from ark.types import TaskSpec
 
 ENCODER, DECODER = "shared.detector_encoder.", "shared.detector_decoder."
 LOCAL = re.compile(r"input_proj\.|label_enc|transformer\.|(bbox|class)_embed|backbone\.0\.Locnorm")
@@ -55,24 +56,14 @@ def find_detectors(
         for name in names:
             record.dropped.setdefault(name, "no whole detector in the file")
         return
-    shared = "decoder" if "decoder.norm.weight" in places.own.get(None, {}) else "encoder"
-    args = _arguments(state, places)
-    norms = "neck.0.norms.0.weight" in places.encoder
-    init_args = {"detector": "dino", "shared": shared, "level_norm": norms}
-    if args:
-        init_args["detector_args"] = args
+    init_args = _init_args(state, places)
     for number in numbers:
-        if number >= len(FOUNDATION_BOXES):
-            continue
-        task = detection(FOUNDATION_BOXES[number], init_args, options.classes)
-        mine, why = _detector(state, places, number, task.key, len(task.classes), shared, options)
-        found.tasks.append(task)
-        found.optional[task.key] = why
-        for target, (source, tensor) in mine.items():
-            found.state[target] = tensor
-            record.use(source, target)
+        if number < len(FOUNDATION_BOXES):
+            task = detection(FOUNDATION_BOXES[number], init_args, options.classes)
+            _add_detector(found, state, places, number, task, options, record)
     for target, source in places.encoder.items():
         # without a LayerNorm on the levels, the neck has no first part
+        norms = init_args["level_norm"]
         full = ENCODER + (target if norms else target.replace("neck.1.", "neck."))
         found.state[full] = state[source]
         record.use(source, full)
@@ -80,39 +71,42 @@ def find_detectors(
         if name not in record.used:
             record.dropped.setdefault(name, "of a detector, but of none that the spec names")
     record.notes.append(
-        "detectors are numbered as the classification heads (the spec numbers segmentation so), 4 points "
-        "a head and level; classes begin at output 0, or at 1 where there is one output more"
+        "detectors are numbered as the classification heads (the spec numbers segmentation so), "
+        "with 4 points a head and level; where a class layer has one output more than the task has "
+        "classes, classes begin at output 1 (COCO's ids)"
     )
 
 
-def _detector(
+def _add_detector(
+    found: Found,
     state: Mapping[str, Tensor],
     places: Places,
     number: int,
-    key: str,
-    classes: int,
-    shared: str,
+    task: TaskSpec,
     options: Options,
-) -> tuple[dict[str, tuple[str, Tensor]], str]:
-    """Target -> (source, tensor) of one dataset's detector, and what is uncertain about it."""
-    found, why = {}, ""
-    for target, source in {**places.own.get(None, {}), **places.own[number]}.items():
+    record: Record,
+) -> None:
+    """One dataset's detector, with what is uncertain about it."""
+    classes, why = len(task.classes), ""
+    every, own = places.own.get(None, {}), places.own[number]
+    lent = task.head["init_args"]["shared"] == "decoder"
+    for target, source in {**every, **own}.items():
         tensor = state[source]
         if ".cls_branches." in target:
             chosen = _columns(tensor, classes, options.first_class)
             if chosen is None:
                 why = (
-                    f"{len(tensor)} outputs for {classes} classes; which is the first is not known: "
-                    "--first_class=NUMBER"
+                    f"{len(tensor)} outputs for {classes} classes; which is the first is not known:"
+                    " --first_class=NUMBER"
                 )
                 continue
             tensor = chosen
-        common = target in places.own.get(None, {}) and target not in places.own[number]
-        if common and shared == "decoder" and target.startswith(("decoder.", "memory_trans")):
-            found[DECODER + target] = source, tensor
-        else:
-            found[f"heads.{key}.detector.{target}"] = source, tensor
-    return found, why
+        shared = lent and target not in own and target.startswith(("decoder.", "memory_trans"))
+        full = DECODER + target if shared else f"heads.{task.key}.detector.{target}"
+        found.state[full] = tensor
+        record.use(source, full)
+    found.tasks.append(task)
+    found.optional[task.key] = why
 
 
 def _columns(tensor: Tensor, classes: int, first: int | None) -> Tensor | None:
@@ -202,12 +196,24 @@ def _output(kind: str, layer: int, rest: str) -> str:
     return f"bbox_head.reg_branches.{layer}.{BOX_LAYERS[number]}.{what}"
 
 
+def _init_args(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
+    """Of `heads.detection.DetectionHead`."""
+    one = "decoder.norm.weight" in places.own.get(None, {})
+    found: dict[str, Any] = {
+        "detector": "dino",
+        "shared": "decoder" if one else "encoder",
+        "level_norm": "neck.0.norms.0.weight" in places.encoder,
+    }
+    args = _arguments(state, places)
+    return {**found, "detector_args": args} if args else found
+
+
 def _arguments(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
     """Arguments of `heads.detection.detr_presets.dino` that are not its defaults."""
     names = list(state)
-    queries = next(s for p in places.own.values() for t, s in p.items() if "query_emb" in t)
-    ffn = state[places.encoder["encoder.layers.0.ffn.layers.0.0.weight"]]
-    sampled = state[places.encoder["encoder.layers.0.self_attn.attention_weights.weight"]]
+    queries = next((s for p in places.own.values() for t, s in p.items() if "query_emb" in t), "")
+    ffn = state.get("transformer.encoder.layers.0.linear1.weight", ())
+    sampled = state.get("transformer.encoder.layers.0.self_attn.attention_weights.weight", ())
     levels, width = state["transformer.level_embed"].shape
     found = {
         "width": width,
@@ -215,7 +221,7 @@ def _arguments(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
         "encoder_layers": _count(names, r"transformer\.encoder\.layers\.(\d+)\."),
         "decoder_layers": _count(names, r"transformer\.decoder\.(?:\d+\.)?layers\.(\d+)\."),
         "ffn": len(ffn),
-        "queries": len(state[queries]),
+        "queries": len(state.get(queries, ())),
         "input_bias": "input_proj.0.0.bias" in state,
     }
     usual = {
@@ -227,7 +233,8 @@ def _arguments(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
         "queries": 900,
         "input_bias": False,
     }
-    return {name: value for name, value in found.items() if value != usual[name]}
+    # what the file lacks is 0 here, and its detectors are left out for that later
+    return {name: value for name, value in found.items() if value and value != usual[name]}
 
 
 def _count(names: list[str], pattern: str) -> int:

@@ -1,8 +1,8 @@
 """Foundation X and X+: spec foundation_x.md, Reading its checkpoints.
 
-Encoder and classification heads are mapped by the spec's table. Detectors are mapped by DINO's public
-names (`ark.importing.dino`), each only if nothing of it is missing. Segmentation is not: the spec
-names its modules, not their layers.
+Encoder and classification heads are mapped by the spec's table. Detectors are mapped by DINO's
+public names (`ark.importing.dino`), each only if nothing of it is missing. Segmentation is not: the
+spec names its modules, not their layers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.importing.dino import find_detectors, is_localization
-from ark.importing.parts import Found, Options, find_encoder, linear_head
+from ark.importing.parts import Found, Options, add_linear_heads, find_encoder
 from ark.importing.record import Record
-from ark.importing.tasks import FOUNDATION, classification
+from ark.importing.tasks import FOUNDATION
 
 ENCODER = "backbone.0."
 OTHERS = ("classification_heads.", "Locnorm", "segmentation_")  # beside the Swin, under ENCODER
 SIDES = {7: 224, 12: 768}  # the paper's, by window
 NO_MASKS = (
-    "segmentation: pyramid pooling and FPN are another network than smp's UPerNet, and the spec does "
-    "not name their layers"
+    "segmentation: its pyramid pooling and FPN are another network than smp's UPerNet, and the "
+    "spec does not name their layers"
 )
 UNKNOWN = "not in the spec's table of names"
 
@@ -39,8 +39,8 @@ def find_foundation(state: Mapping[str, Tensor], options: Options, record: Recor
     }
     if not inner:
         raise ConfigError(
-            f"no tensor begins with {ENCODER!r}; is it a checkpoint of Foundation X? Its names begin "
-            f"with {sorted({name.split('.')[0] for name in state})[:6]}"
+            f"no tensor begins with {ENCODER!r}; is it a checkpoint of Foundation X? Its names "
+            f"begin with {sorted({name.split('.')[0] for name in state})[:6]}"
         )
     found = find_encoder(inner, options, record, ENCODER, keeps_shift=True, sides=SIDES)
     _add_heads(found, state, options, record)
@@ -56,19 +56,8 @@ def find_foundation(state: Mapping[str, Tensor], options: Options, record: Recor
 
 
 def _add_heads(found: Found, state: Mapping[str, Tensor], options: Options, record: Record) -> None:
-    prefix = f"{ENCODER}classification_heads."
-    numbers = sorted({int(n[len(prefix) :].split(".")[0]) for n in state if n.startswith(prefix)})
-    keys = list(options.heads) if options.heads is not None else list(FOUNDATION)
-    if numbers and numbers[-1] >= len(keys):
-        raise ConfigError(
-            f"classification_heads: the file has number {numbers[-1]}, but {len(keys)} datasets are "
-            "named; name each head's task in the file's order: --heads='[dataset/task, ...]'"
-        )
-    for number in numbers:
-        task = classification(keys[number], options.classes)
-        found.state |= linear_head(state, f"{prefix}{number}", task, record, "--heads")
-        found.tasks.append(task)
+    add_linear_heads(found, state, f"{ENCODER}classification_heads", FOUNDATION, options, record)
     record.notes.append(
-        "the spec does not list the names of ChestX-Det's 13 classes; they are taken in alphabetical "
-        "order, as configs/datasets/chestx_det.yaml has them (another: --classes)"
+        "the spec does not list the names of ChestX-Det's 13 classes; they are taken in "
+        "alphabetical order, as configs/datasets/chestx_det.yaml has them (another: --classes)"
     )

@@ -1,4 +1,4 @@
-"""What an import makes of a file: an architecture and its tensors; and the encoder's part of both."""
+"""What an import makes of a file: an architecture and its tensors, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ark.backbone import Backbone
 from ark.errors import ConfigError
 from ark.importing.encoders import fitted, to_timm
 from ark.importing.record import Record
+from ark.importing.tasks import classification
 from ark.importing.variants import FIX, find_variant, swin_side
-from ark.network import Network
 from ark.types import TaskSpec
 
 LastShift = Literal["origin", "keep", "off"]
+SKIP = "-"  # in --heads: leave this one out
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def find_encoder(
         if side is None and sides and isinstance(window, int) and window in sides:
             backbone["image_size"] = sides[window]
             record.notes.append(
-                f"the file does not say its image size; {sides[window]} pixels are the paper's with "
-                f"window {window}; another: --image_size"
+                f"the file does not say its image size; {sides[window]} pixels are the paper's "
+                f"with window {window}; another: --image_size"
             )
     else:
         backbone = {"name": options.backbone, "image_size": side or 224, "args": {}}
@@ -102,18 +103,55 @@ def _set_shift(
         f"Swin windows {what} where the map is not larger than a window, {origin}"
         f" (always_partition={keep}; --last_shift={'off' if keep else 'keep'} for the other)"
     )
-    window = _window(backbone["name"]) if not backbone["args"] else None
-    window = backbone["args"].get("window_size", window or _window(backbone["name"]))
+    window = backbone["args"].get("window_size") or _window(backbone["name"])
     step = 32 * window if isinstance(window, int) else 1
     if keep and backbone["image_size"] % step:
         record.notes.append(
-            f"features equal the origin's only at image sizes that are multiples of {step}: elsewhere "
-            "the origin pads before it shifts windows, timm after"
+            f"features equal the origin's only at image sizes that are multiples of {step}: "
+            "elsewhere the origin pads before it shifts windows, timm after"
         )
 
 
-def linear_head(
-    state: Mapping[str, Tensor], source: str, task: TaskSpec, record: Record, option: str
+def add_linear_heads(
+    found: Found,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    usual: Sequence[str],
+    options: Options,
+    record: Record,
+    bce: bool = False,
+) -> None:
+    """One Linear a dataset, `PREFIX.NUMBER`, as classification heads by name.
+
+    Args:
+        usual: the papers' task of each number.
+        bce: multi-class heads learned with binary cross-entropy (Ark-6).
+
+    Raises:
+        ConfigError: another number of heads, or of outputs, than the tasks have.
+    """
+    begin = f"{prefix}."
+    numbers = sorted({int(n[len(begin) :].split(".")[0]) for n in state if n.startswith(begin)})
+    keys = list(options.heads if options.heads is not None else usual)
+    if numbers != list(range(len(keys))):
+        raise ConfigError(
+            f"{prefix}: the file has heads {numbers}, but {len(keys)} datasets are named ({keys}); "
+            f"name each head's task in the file's order: --heads='[dataset/task, ...]', {SKIP!r} "
+            "leaves one out"
+        )
+    for number, key in zip(numbers, keys, strict=True):
+        source = f"{prefix}.{number}"
+        if key == SKIP:
+            for name in ("weight", "bias"):
+                record.drop(f"{source}.{name}", "left out by --heads")
+            continue
+        task = classification(key, options.classes, bce)
+        found.state |= _linear_head(state, source, task, record)
+        found.tasks.append(task)
+
+
+def _linear_head(
+    state: Mapping[str, Tensor], source: str, task: TaskSpec, record: Record
 ) -> dict[str, Tensor]:
     """One Linear of the file as a classification head.
 
@@ -123,9 +161,10 @@ def linear_head(
     weight = state[f"{source}.weight"]
     if len(weight) != len(task.classes):
         raise ConfigError(
-            f"{source}.weight has {len(weight)} outputs, but {task.key} has {len(task.classes)} classes "
-            f"{list(task.classes)}; the file was trained on other datasets or in another order: name "
-            f"them with {option}, or the classes with --classes='{{{task.key}: [...]}}'"
+            f"{source}.weight has {len(weight)} outputs, but {task.key} has {len(task.classes)} "
+            f"classes {list(task.classes)}; the file was trained on other datasets or in another "
+            "order: name them with --heads, or the classes with "
+            f"--classes='{{{task.key}: [...]}}'"
         )
     found = {}
     for name in ("weight", "bias"):
@@ -145,13 +184,14 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], record: Record, path: 
     where = f"{path} does not fit the network"
     if unknown := [name for name in state if name not in own]:
         raise ConfigError(
-            f"{where}: {len(unknown)} tensors have no place, such as {unknown[:3]}; {FIX}, or leave "
-            "them out with --drop=BEGINNING_OF_NAME"
+            f"{where}: {len(unknown)} tensors have no place, such as {unknown[:3]}; {FIX}, or "
+            "leave them out with --drop=BEGINNING_OF_NAME"
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ConfigError(
-                f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}; {FIX}"
+                f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}; "
+                f"{FIX}"
             )
     for name in own:
         if name not in state:
@@ -170,8 +210,3 @@ def own_parts(name: str) -> str | None:
     if name.endswith("num_batches_tracked"):
         return "counter of BatchNorm, unused at inference"
     return None
-
-
-def without(network: Network, keys: Sequence[str]) -> list[TaskSpec]:
-    """The tasks of a network but for some."""
-    return [task for key, task in network.tasks.items() if key not in keys]

@@ -72,8 +72,8 @@ def _refusal(path: Path, error: Exception) -> str:
     if found is None:
         return f"{path}: cannot be read as plain data: {error}"
     return (
-        f"{path}: asks for {found.group(1)!r}, which is no plain data; refused, and nothing of it was "
-        "run. If you trust its author: load it in a process of its own and save only its tensors"
+        f"{path}: asks for {found.group(1)!r}, which is no plain data; refused, and nothing of it "
+        "was run. If you trust its author: load it in a process of its own, save only its tensors"
     )
 
 
@@ -82,8 +82,8 @@ def tensors(
 ) -> tuple[dict[str, Tensor], str]:
     """The state dict of one network, "module." stripped, and the name of its place in the file.
 
-    A flat state dict is taken whole, whichever is asked for (MICCAI Ark-6: the teacher). A file with
-    one network only gives that one.
+    A flat state dict is taken whole, whichever is asked for (MICCAI Ark-6: the teacher). A file
+    without a teacher gives its only network.
 
     Raises:
         ConfigError: there is none, or only the other.
@@ -99,8 +99,8 @@ def tensors(
     state = content[asked] if asked else content
     if not _is_state(state):
         raise ConfigError(
-            f"{path}: no state dict found; its keys are {list(content)[:8]}, expected tensors, or one "
-            f"of {[name for names in PLACES.values() for name in names]}"
+            f"{path}: no state dict found; its keys are {list(content)[:8]}, expected tensors, or "
+            f"one of {[name for names in PLACES.values() for name in names]}"
         )
     found = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     return found, asked or "the file"

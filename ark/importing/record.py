@@ -27,7 +27,8 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
     def use(self, source: str, target: str) -> None:
-        self.used[source].append(target)
+        if target not in self.used[source]:
+            self.used[source].append(target)
 
     def drop(self, source: str, why: str) -> None:
         self.dropped[source] = why

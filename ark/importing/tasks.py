@@ -1,6 +1,5 @@
-"""The tasks of the papers' heads, named and ordered as in configs/datasets (a test compares), so that
-a run with the papers' recipes finds them by name. Classes and their order: specs ark.md and
-foundation_x.md.
+"""The tasks of the papers' heads, named as in configs/datasets (a test compares), so that a run
+with the papers' recipes finds them by name. Classes and their order: specs ark.md, foundation_x.md.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from ark.types import TaskSpec
 
 CHEXPERT = (
     "No Finding, Enlarged Cardiomediastinum, Cardiomegaly, Lung Opacity, Lung Lesion, Edema, "
-    "Consolidation, Pneumonia, Atelectasis, Pneumothorax, Pleural Effusion, Pleural Other, Fracture, "
-    "Support Devices"
+    "Consolidation, Pneumonia, Atelectasis, Pneumothorax, Pleural Effusion, Pleural Other, "
+    "Fracture, Support Devices"
 )
 NIH = (
     "Atelectasis, Cardiomegaly, Effusion, Infiltration, Mass, Nodule, Pneumonia, Pneumothorax, "
@@ -71,8 +70,8 @@ FOUNDATION = (
     "shenzhen/tuberculosis",
     "mimic_cxr/findings",
 )
-# the first six of them have boxes; segmentation_heads.{2,4,5} keep the datasets' numbers, and so, it
-# is taken, do the detectors
+# the first six of them have boxes; segmentation_heads.{2,4,5} keep the datasets' numbers, and so,
+# it is taken, do the detectors
 FOUNDATION_BOXES = tuple(f"{key.partition('/')[0]}/boxes" for key in FOUNDATION[:6])
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from ark.errors import ConfigError
 from ark.importing.encoders import layout_of
 
+Counts = tuple[int, ...]  # of each stage
 # embedding width, depths, heads, window -> model
-SWINS = {
+SWINS: dict[tuple[int, Counts, Counts, int], str] = {
     (96, (2, 2, 6, 2), (3, 6, 12, 24), 7): "swin_tiny_patch4_window7_224",
     (96, (2, 2, 18, 2), (3, 6, 12, 24), 7): "swin_small_patch4_window7_224",
     (128, (2, 2, 18, 2), (4, 8, 16, 32), 7): "swin_base_patch4_window7_224",
@@ -21,7 +22,8 @@ SWINS = {
     (192, (2, 2, 18, 2), (6, 12, 24, 48), 7): "swin_large_patch4_window7_224",
     (192, (2, 2, 18, 2), (6, 12, 24, 48), 12): "swin_large_patch4_window12_384",
 }
-CONVNEXTS = {
+# depths, widths
+CONVNEXTS: dict[tuple[Counts, Counts], str] = {
     ((3, 3, 9, 3), (96, 192, 384, 768)): "convnext_tiny",
     ((3, 3, 27, 3), (96, 192, 384, 768)): "convnext_small",
     ((3, 3, 27, 3), (128, 256, 512, 1024)): "convnext_base",
@@ -29,7 +31,7 @@ CONVNEXTS = {
     ((3, 3, 27, 3), (256, 512, 1024, 2048)): "convnext_xlarge",
 }
 # depths, bottleneck
-RESNETS = {
+RESNETS: dict[tuple[Counts, bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -38,11 +40,8 @@ RESNETS = {
 }
 # width, depth, patch, layer scale
 VITS = {
-    **{
-        (width, depth, patch, False): f"vit_{size}_patch{patch}_224"
-        for size, width, depth in (("tiny", 192, 12), ("small", 384, 12))
-        for patch in (16,)
-    },
+    (192, 12, 16, False): "vit_tiny_patch16_224",
+    (384, 12, 16, False): "vit_small_patch16_224",
     (384, 12, 8, False): "vit_small_patch8_224",
     (768, 12, 8, False): "vit_base_patch8_224",
     (768, 12, 16, False): "vit_base_patch16_224",
@@ -71,8 +70,8 @@ def find_variant(state: Mapping[str, Tensor], side: int | None = None) -> dict[s
     finders = {"swin": _swin, "convnext": _convnext, "vit": _vit, "resnet": _resnet}
     if layout is None or layout.name not in finders:
         raise ConfigError(
-            f"the encoder is of no family that shapes tell ({', '.join(finders)}); its first tensors "
-            f"are {list(state)[:4]}; {FIX}"
+            f"the encoder is of no family that shapes tell ({', '.join(finders)}); its first "
+            f"tensors are {list(state)[:4]}; {FIX}"
         )
     try:
         name, args, usual = finders[layout.name](state)

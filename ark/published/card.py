@@ -53,15 +53,20 @@ def _front(facts: Facts) -> str:
     return "\n".join(lines)
 
 
+ARK = "[Ark](https://github.com/ark-foundation/ark)"
+
+
 def _about(facts: Facts) -> str:
     backbone, projector = facts.architecture["backbone"], facts.architecture.get("projector")
     projected = f", projected to {projector['width']}" if projector else ""
     tasks = facts.architecture["tasks"]
     heads = f"with the heads of {len(tasks)} tasks" if tasks else "alone"
+    if "import" in facts.code:  # Ark did not train it
+        made = f"imported into {ARK} from `{facts.code['import']['file']}`."
+    else:
+        made = f"trained by {ARK}: one backbone on many datasets whose labels do not match."
     return (
-        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by "
-        "[Ark](https://github.com/ark-foundation/ark): one backbone on many datasets whose labels "
-        f"do not match.\nInput: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, {made}\nInput: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
         f"without regard to the aspect ratio; bytes divided by 255, then mean {_numbers(facts.mean)}, "
         f"standard deviation {_numbers(facts.std)}. Weights: `{WEIGHTS}`, {facts.precision}, sha256 "
         f"`{facts.sha256}`."
