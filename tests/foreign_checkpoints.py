@@ -148,11 +148,11 @@ def dino(maker: Maker, plus: bool) -> None:
             _decoder(maker, f".{number}")
         maker.tensor(f"transformer.tgt_embed.{number}.weight", QUERIES, LOCAL)
         _box_layers(maker, f"transformer.enc_out_bbox_embed.{number}")
-        maker.linear(f"transformer.enc_out_class_embed.{number}", LOCAL, classes + 1)
+        _class_layer(maker, f"transformer.enc_out_class_embed.{number}", classes)
         for layer in range(LAYERS):
             top = "transformer.decoder.{}_embed" if plus else "{}_embed_"
             _box_layers(maker, f"{top.format('bbox')}.{number}.{layer}")
-            maker.linear(f"{top.format('class')}.{number}.{layer}", LOCAL, classes + 1)
+            _class_layer(maker, f"{top.format('class')}.{number}.{layer}", classes)
 
 
 def _decoder(maker: Maker, number: str) -> None:
@@ -183,6 +183,12 @@ def _feed(maker: Maker, name: str, norms: int) -> None:
     maker.linear(f"{name}.linear2", FFN, LOCAL)
     for norm in range(1, norms + 1):
         maker.norm(f"{name}.norm{norm}", LOCAL)
+
+
+def _class_layer(maker: Maker, name: str, classes: int) -> None:
+    """COCO's ids begin at 1: output 0 has learned to say no."""
+    maker.linear(name, LOCAL, classes + 1)
+    maker.state[f"{name}.bias"][0] = -20.0
 
 
 def _box_layers(maker: Maker, name: str) -> None:
