@@ -1,5 +1,5 @@
-"""DINO's forward pass in evaluation, written down from its papers (arXiv 2203.03605, 2010.04159), for
-comparison. Reads the original's names as Foundation X has them. One image, no padding.
+"""DINO's forward pass in evaluation, written down from its papers (arXiv 2203.03605, 2010.04159),
+for comparison. Reads the original's names as Foundation X has them. One image, no padding.
 
 Shape letters: T tokens of all levels, Q queries, D width.
 """

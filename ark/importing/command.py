@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ark.errors import ConfigError
@@ -14,7 +15,7 @@ from ark.importing.encoders import unwrapped
 from ark.importing.foundation import find_foundation
 from ark.importing.papers import find_ark
 from ark.importing.parts import Found, LastShift, Options, fill, find_encoder, own_parts
-from ark.importing.reading import Which, read, tensors
+from ark.importing.reading import FLAT, PLACES, Which, read, tensors
 from ark.importing.record import Record
 from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, sha256
@@ -74,6 +75,8 @@ def import_model(
     if not overwrite and any((folder / part).exists() for part in (CONFIG, WEIGHTS, CARD)):
         raise ConfigError(f"{folder} holds a model; choose another folder, or --overwrite=true")
     state, place = tensors(read(file), which, file)
+    if kind == "ark6" and which == "student" and place == FLAT:
+        raise ConfigError(f"{file}: a flat file of Ark-6 holds the teacher alone; --which=teacher")
     record = Record()
     state = _kept(state, drop or [], record)
     options = Options(
@@ -81,7 +84,7 @@ def import_model(
     )
     found = find(kind, state, options, record)
     network = make(found, record, file)
-    _normalise(network, mean, std)
+    _normalise(network, found.imagenet, mean, std, record)
     facts = _facts(network, record, kind, Path(file), place)
     facts.name, facts.license = name or Path(file).name.split(".")[0], license
     write_model(folder, network, facts)
@@ -150,14 +153,33 @@ def _kept(state: dict[str, Tensor], drop: list[str], record: Record) -> dict[str
     return {name: tensor for name, tensor in state.items() if name not in record.dropped}
 
 
-def _normalise(network: Network, mean: list[float] | None, std: list[float] | None) -> None:
-    for option, values in (("mean", mean), ("std", std)):
-        if values is None:
-            continue
-        if len(values) != 3:
-            raise ConfigError(f"--{option} is {values}; expected three numbers, one a channel")
+def _normalise(
+    network: Network,
+    imagenet: bool,
+    mean: list[float] | None,
+    std: list[float] | None,
+    record: Record,
+) -> None:
+    """Sets what the input is normalised with; no file says it."""
+    said = []
+    usual = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if imagenet else (None, None)
+    for option, asked, common in (("mean", mean, usual[0]), ("std", std, usual[1])):
+        values = asked if asked is not None else common
         buffer = getattr(network.backbone, option)
-        buffer.copy_(buffer.new_tensor(values).view(3, 1, 1))
+        if values is not None:
+            if len(values) != 3:
+                raise ConfigError(f"--{option} is {values}; expected three numbers, one a channel")
+            buffer.copy_(buffer.new_tensor(values).view(3, 1, 1))
+        said.append(f"{option} {[round(value, 4) for value in buffer.flatten().tolist()]}")
+    record.notes.append(
+        f"input normalised with {', '.join(said)}; if its authors did otherwise: --mean, --std"
+    )
+
+
+def _whose(kind: Kind, place: str) -> str:
+    if place in PLACES["teacher"] or (kind == "ark6" and place == FLAT):
+        return "teacher"
+    return "file" if kind == "encoder" or place == FLAT else "student"
 
 
 def _facts(network: Network, record: Record, kind: Kind, path: Path, place: str) -> Facts:
@@ -165,7 +187,7 @@ def _facts(network: Network, record: Record, kind: Kind, path: Path, place: str)
     return Facts(
         network.architecture,
         parts="heads" if network.tasks or network.architecture["projector"] else "backbone",
-        which=place if place in ("teacher", "student") else "file",
+        which=_whose(kind, place),
         code={
             "imported from": f"{path.name} ({kind}, {place})",
             "ark": version("ark-foundation"),

@@ -19,6 +19,7 @@ from ark.importing.record import Record
 
 CLASSIFIER = "the classifier of another data set"
 RECOMPUTED = "computed anew from the window and the image size"
+OUTSIDE = "outside the encoder"
 PRETEXT = "of the pretext task, no part of the encoder"
 
 
@@ -154,6 +155,14 @@ def layout_of(state: Iterable[str]) -> Layout | None:
     return next((x for x in LAYOUTS if any(re.fullmatch(x.sign, n) for n in names)), None)
 
 
+def imagenet(state: Iterable[str], record: Record) -> bool:
+    """Whether the encoder's authors normalise as ImageNet is, although timm's ViT of the same shape
+    does not: torchvision, DINO and MAE."""
+    layout = layout_of(state)
+    pretext = any(why == PRETEXT or why.startswith(OUTSIDE) for why in record.dropped.values())
+    return layout is not None and (layout.name.startswith("torchvision") or pretext)
+
+
 def unwrapped(state: Mapping[str, Tensor], record: Record) -> tuple[dict[str, Tensor], str]:
     """The encoder within a larger network, and the prefix that it stood under there."""
     inner, prefix = _inner(state, record)
@@ -171,7 +180,7 @@ def _inner(state: Mapping[str, Tensor], record: Record) -> tuple[dict[str, Tenso
                 continue
             for name in state:
                 if not name.startswith(prefix):
-                    record.drop(name, f"outside the encoder, which is under {prefix!r}")
+                    record.drop(name, f"{OUTSIDE}, which is under {prefix!r}")
             return inner, prefix
     return dict(state), ""
 

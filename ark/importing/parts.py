@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ark.backbone import Backbone
 from ark.errors import ConfigError
-from ark.importing.encoders import fitted, to_timm
+from ark.importing.encoders import fitted, imagenet, to_timm
 from ark.importing.record import Record
 from ark.importing.tasks import classification
 from ark.importing.variants import FIX, find_variant, swin_side
@@ -39,14 +39,17 @@ class Found:
     Attributes:
         backbone, projector, tasks: as `Network` takes them.
         state: tensors by the names of `Network`.
-        optional: tasks that are left out, and said to be, where the file has not all of them.
+        optional: task -> why it is left out, "" where only a missing tensor would be why.
+        imagenet: the input is normalised by ImageNet's mean and deviation, whatever timm's model
+            has.
     """
 
     backbone: dict[str, Any]
     state: dict[str, Tensor]
     projector: dict[str, Any] | None = None
     tasks: list[TaskSpec] = field(default_factory=list)
-    optional: dict[str, str] = field(default_factory=dict)  # task -> why, where that is known
+    optional: dict[str, str] = field(default_factory=dict)
+    imagenet: bool = False
 
 
 def find_encoder(
@@ -83,7 +86,9 @@ def find_encoder(
         _set_shift(backbone, options.last_shift, keeps_shift, record)
     model = Backbone(**backbone).model
     kept = fitted(named, model, record)
-    return Found(backbone, {f"backbone.model.{name}": tensor for name, tensor in kept.items()})
+    found = Found(backbone, {f"backbone.model.{name}": tensor for name, tensor in kept.items()})
+    found.imagenet = imagenet(state, record)
+    return found
 
 
 def _window(name: str) -> int | None:

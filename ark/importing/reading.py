@@ -27,6 +27,7 @@ PLACES = {
     "teacher": ("teacher", "teacher_model"),
     "student": ("student", "state_dict", "model"),
 }
+FLAT = "the file"  # a place: the tensors are at its top
 _SCALARS = ("Bool", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64")
 
 
@@ -103,7 +104,7 @@ def tensors(
             f"one of {[name for names in PLACES.values() for name in names]}"
         )
     found = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    return found, asked or "the file"
+    return found, asked or FLAT
 
 
 def _is_state(value: Any) -> bool:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import foreign_checkpoints as foreign
 import pytest
+import timm
 import torch
 import yaml
 from plain_swin import plain_swin
@@ -70,6 +73,7 @@ def test_ark_plus_gives_the_teacher_or_the_student(tmp_path: Path) -> None:
         assert torch.equal(head.weight, state["omni_heads.0.weight"])
         assert torch.equal(model.network.projector.weight, state["projector.weight"])
         assert model.facts.code["import"]["part"] == place
+        assert model.facts.which == which
         with torch.no_grad():
             expected = plain_swin(state, normalised(model, images()), *SHAPE, keep_shift=False)[1]
             found = model.features(images()).pooled
@@ -147,3 +151,39 @@ def test_tasks_are_those_of_the_datasets_and_recipes() -> None:
     for recipe in ("ark", "ark_plus"):
         content = yaml.safe_load((CONFIGS / f"recipes/{recipe}.yaml").read_text())
         assert tuple(content["data"]["only"]) == tasks.ARK
+
+
+def test_ark_plus_may_be_a_convnext(tmp_path: Path) -> None:
+    theirs = timm.create_model("convnext_base", depths=(1, 1, 2, 1), dims=(8, 16, 32, 64)).eval()
+    state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    state = {name.replace("head.fc.", "head."): tensor for name, tensor in state.items()}
+    maker = foreign.Maker()
+    maker.linear("projector", 64, 24)
+    for number, classes in enumerate(foreign.ARK_CLASSES):
+        maker.linear(f"omni_heads.{number}", 24, classes)
+    state |= {f"module.{name}": tensor for name, tensor in maker.state.items()}
+    model = imported(tmp_path, "ark_plus", {"teacher": state}, image_size=64)
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = theirs.forward_features(normalised(model, pixels))
+        expected = theirs.forward_head(maps, pre_logits=True)
+        torch.testing.assert_close(model.features(pixels).pooled, expected)
+    assert model.network.architecture["backbone"]["name"] == "convnext_base"
+
+
+def test_the_command_writes_what_load_reads(tmp_path: Path) -> None:
+    torch.save(foreign.ark_plus_file(), tmp_path / "Ark6_swinLarge768_ep50.pth.tar")
+    command = [sys.executable, "-m", "ark", "import", "ark_plus"]
+    file, folder = str(tmp_path / "Ark6_swinLarge768_ep50.pth.tar"), str(tmp_path / "model")
+    done = subprocess.run([*command, file, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "layers.0.downsample" in said or "renamed" in said
+    assert "are not shifted" in said
+    model = ark.load(folder)
+    assert list(model.tasks) == list(tasks.ARK)
+    assert model.facts.code["import"]["file"] == "Ark6_swinLarge768_ep50.pth.tar"
+    assert "imported into" in (tmp_path / "model" / "README.md").read_text()
+    again = subprocess.run([*command, file, folder], capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "holds a model" in again.stderr
