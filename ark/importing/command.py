@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.importing.encoders import unwrapped
-from ark.importing.foundation import find_foundation
+from ark.importing.foundation import ENCODER, find_foundation
 from ark.importing.papers import find_ark
 from ark.importing.parts import Found, LastShift, Options, fill, find_encoder, own_parts
 from ark.importing.reading import FLAT, PLACES, Which, read, tensors
@@ -101,7 +101,7 @@ def find(kind: Kind, state: dict[str, Tensor], options: Options, record: Record)
     if kind in ("foundation_x", "foundation_x_plus"):
         return find_foundation(state, options, record)
     inner, prefix = unwrapped(state, record)
-    return find_encoder(inner, options, record, prefix)
+    return find_encoder(inner, options, record, prefix, keeps_shift=prefix == ENCODER)
 
 
 def make(found: Found, record: Record, path: Any) -> Network:

@@ -163,6 +163,9 @@ def test_papers_files_start_a_run_by_model_backbone_weights(tmp_path: Path) -> N
             backbone.model.state_dict()[key.format(3)], state[prefix + key.format(2)]
         )
         assert ("always_partition" in said) == (prefix == "backbone.0.")
+    model = imported(tmp_path, content, image_size=foreign.SIDE)  # of the last, the backbone alone
+    assert model.facts.parts == "backbone"
+    assert model.network.architecture["backbone"]["args"]["always_partition"]
 
 
 def test_a_vits_places_are_resampled_where_a_run_has_another_size(tmp_path: Path) -> None:
