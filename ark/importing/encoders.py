@@ -144,6 +144,8 @@ def to_timm(state: Mapping[str, Tensor], record: Record, prefix: str = "") -> di
             target = re.sub(
                 r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", target
             )
+        if target in found:
+            raise ConfigError(f"{prefix}{name}: {target} is in the file twice; --drop=ONE_OF_THEM")
         found[target] = tensor.flatten() if target.endswith(".gamma") else tensor
         record.use(prefix + name, f"backbone.model.{target}")
     return _joined(found, record)

@@ -57,7 +57,8 @@ def find_foundation(state: Mapping[str, Tensor], options: Options, record: Recor
 
 def _add_heads(found: Found, state: Mapping[str, Tensor], options: Options, record: Record) -> None:
     add_linear_heads(found, state, f"{ENCODER}classification_heads", FOUNDATION, options, record)
-    record.notes.append(
-        "the spec does not list the names of ChestX-Det's 13 classes; they are taken in "
-        "alphabetical order, as configs/datasets/chestx_det.yaml has them (another: --classes)"
-    )
+    if options.heads is None and "chestx_det/findings" not in options.classes:
+        record.notes.append(
+            "the spec does not list the names of ChestX-Det's 13 classes; they are taken in "
+            "alphabetical order, as configs/datasets/chestx_det.yaml has them (another: --classes)"
+        )

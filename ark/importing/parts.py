@@ -69,7 +69,23 @@ def find_encoder(
         sides: window -> pixels of the input, where the file does not say them.
     """
     named = to_timm(state, record, prefix)
-    side = options.image_size or swin_side(state)
+    backbone = _variant(named, options, options.image_size or swin_side(state), sides, record)
+    if "swin" in backbone["name"]:
+        _set_shift(backbone, options.last_shift, keeps_shift, record)
+    kept = fitted(named, Backbone(**backbone).model, record)
+    found = Found(backbone, {f"backbone.model.{name}": tensor for name, tensor in kept.items()})
+    found.imagenet = imagenet(state, record)
+    return found
+
+
+def _variant(
+    named: Mapping[str, Tensor],
+    options: Options,
+    side: int | None,
+    sides: Mapping[int, int] | None,
+    record: Record,
+) -> dict[str, Any]:
+    """The timm model, as asked for or as shapes tell."""
     if options.backbone is None:
         backbone = find_variant(named, side)
         window = backbone["args"].get("window_size") or _window(backbone["name"])
@@ -82,13 +98,7 @@ def find_encoder(
     else:
         backbone = {"name": options.backbone, "image_size": side or 224, "args": {}}
     backbone["args"] = {**backbone["args"], **options.backbone_args}
-    if "swin" in backbone["name"]:
-        _set_shift(backbone, options.last_shift, keeps_shift, record)
-    model = Backbone(**backbone).model
-    kept = fitted(named, model, record)
-    found = Found(backbone, {f"backbone.model.{name}": tensor for name, tensor in kept.items()})
-    found.imagenet = imagenet(state, record)
-    return found
+    return backbone
 
 
 def _window(name: str) -> int | None:
