@@ -66,7 +66,8 @@ def _about(facts: Facts) -> str:
     else:
         made = f"trained by {ARK}: one backbone on many datasets whose labels do not match."
     return (
-        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, {made}\nInput: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, {made}\n"
+        f"Input: {facts.image_size} x {facts.image_size} pixels, gray or RGB, resized "
         f"without regard to the aspect ratio; bytes divided by 255, then mean {_numbers(facts.mean)}, "
         f"standard deviation {_numbers(facts.std)}. Weights: `{WEIGHTS}`, {facts.precision}, sha256 "
         f"`{facts.sha256}`."
