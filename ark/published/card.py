@@ -59,10 +59,13 @@ def _about(facts: Facts) -> str:
     projected = f", projected to {projector['width']}" if projector else ""
     tasks = facts.architecture["tasks"]
     heads = f"with the heads of {len(tasks)} tasks" if tasks else "alone"
+    if "import" in facts.code:  # Ark did not train it
+        made = f"imported into Ark from `{facts.code['import']['file']}`"
+    else:
+        made = "trained by Ark: one backbone on many datasets whose labels do not match"
     side = facts.image_size
     return (
-        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, trained by Ark: one "
-        "backbone on many datasets whose labels do not match.\n\n"
+        f"The {facts.which}'s `{backbone['name']}`{projected}, {heads}, {made}.\n\n"
         f"- Input: {side} x {side} pixels, gray or RGB, resized without regard to the aspect "
         f"ratio; bytes divided by 255, then mean {_numbers(facts.mean)} and standard deviation "
         f"{_numbers(facts.std)}. `ark.load` does this.\n"

@@ -33,6 +33,7 @@ def dino(
     class_cost: float = 2.0,
     l1_cost: float = 5.0,
     giou_cost: float = 2.0,
+    input_bias: bool = False,
 ) -> dict[str, Any]:
     """DINO (arXiv 2203.03605): proposals from the encoder, denoised queries, no NMS.
 
@@ -41,8 +42,10 @@ def dino(
         denoising: most pairs of noisy boxes an image, in training.
         label_noise: twice the share of noisy boxes whose class is drawn anew.
         box_noise: how far corners move, in half widths and heights.
+        input_bias: the first convolutions have a bias, as the original code's and not mmdet's have.
     """
     config = _transformer(strides, width, heads, encoder_layers, decoder_layers, ffn, points)
+    config["neck"]["bias"] = input_bias or "auto"
     _drop(config, dropout)
     return config | {
         "type": "DINO",

@@ -1,0 +1,12 @@
+"""Checkpoints that others wrote, as published models of Ark (`ark import`) and as a start.
+
+reading      a file to plain tensors; nothing is run that the file asks for
+encoders     an encoder's names (torchvision, transformers, old timm, ...) to timm's
+variants     which timm model it is, from names and shapes
+papers       Ark-6, Ark+: projector and heads (spec ark.md, Checkpoints to read)
+foundation   Foundation X and X+ (spec foundation_x.md, Reading its checkpoints)
+dino         their localization parts: DINO's names to mmdet's
+tasks        tasks and classes of the papers' heads, named as in configs/datasets
+record       what was used, renamed, dropped and missing
+command      `ark import`
+"""
