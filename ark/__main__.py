@@ -14,10 +14,10 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
-  onnx, compile   write a published model for onnxruntime, or for torch without Ark
-  serve           a published model as a local web page, and as JSON
-  models          list known checkpoints, and where to have them
   import          turn a checkpoint of the papers or another encoder into such a model
+  models          list known checkpoints, and where to have them
+  onnx, compile   write such a model for onnxruntime, or for torch without Ark
+  serve           such a model as a local web page, and as JSON
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job

@@ -71,7 +71,7 @@ def _refusal(path: Path, error: Exception) -> str:
         r"(?:Unsupported (?:global|class)|named) ['`]?([\w.]+)", str(error)
     )
     if found is None:
-        return f"{path}: cannot be read as plain data: {error}"
+        return f"{path}: is no checkpoint of torch, or damaged: {error!r}"
     return (
         f"{path}: asks for {found.group(1)!r}, which is no plain data; refused, and nothing of it "
         "was run. If you trust its author: load it in a process of its own, save only its tensors"
