@@ -3,7 +3,6 @@ same. Checkpoints on full disks: `tests/ark/checkpoints/test_saving_run.py`."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 from chaos import differences
 from commands import ark, write_recipe
+from disks import disk_of
 from pytorch_lightning.callbacks import Callback
 
 pytestmark = pytest.mark.slow
@@ -73,13 +73,8 @@ def whole(recipe: Path) -> Path:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of("40m", tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("when", ["train", "end", "score", "report"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import disk_of
 
 from ark.checkpoints.integrity import (
     check_writable,
@@ -139,13 +140,8 @@ def test_an_error_in_the_middle_leaves_the_old_one_alone(tmp_path: Path) -> None
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 2 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of("2m", tmp_path / "small") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_said_and_the_old_checkpoint_stays(small_disk: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ark, write_recipe
+from disks import disk_of
 from safetensors.torch import load_file
 
 from ark.checkpoints.sealing import verify
@@ -129,13 +130,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_else(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk that holds one checkpoint of this run, not two."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disk_of("3m", tmp_path / "small") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_said_the_old_checkpoint_stays_and_the_run_goes_on_later(
