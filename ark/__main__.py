@@ -14,6 +14,8 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   validate, test  score a checkpoint of a run on its validation or test splits
   predict         run a checkpoint on a folder of images
   export          turn a run into a model that others load
+  onnx            write a published model as an ONNX file
+  pt2             write it for torch.export, or compiled for this machine's processor
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
   slurm submit    run a recipe, several seeds of it or a grid as a SLURM job
@@ -62,6 +64,14 @@ def _run(command: str) -> None:
         from ark.published.export import export
 
         _call(export, command)
+    elif command == "onnx":
+        from ark.exporting.onnx_file import onnx
+
+        _call(onnx, command)
+    elif command == "pt2":
+        from ark.exporting.pt2_file import pt2
+
+        _call(pt2, command)
     elif command in ("predict", "zeroshot"):
         from datamodules.predicting import predict
         from datamodules.transferring import zeroshot
