@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ark.checkpoint import load_network
+from ark.exporting.onnx_network import OnnxNetwork
+from ark.exporting.opening import load_network
 from ark.network import Network
 from ark.sliding_window import sliding_window
 from ark.types import (
@@ -59,7 +60,8 @@ def predict(
     size), points/<dataset>/<task>.csv (a row a point, pixels of the image's file) and skipped.csv.
 
     Args:
-        checkpoint: folder of a run, its model/ folder, or a file in its checkpoints/.
+        checkpoint: folder of a run, its model/ folder, a file in its checkpoints/, a folder of
+            `ark export`, or a file of `ark onnx`.
         images: folder, searched with its subfolders for JPEG, PNG, WebP, TIFF and DICOM files.
         output: folder to write.
         which: the network of the two.
@@ -100,7 +102,9 @@ def predict(
     log.info(writer.finish())
 
 
-def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, MaskPrediction]:
+def _tiled(
+    network: Network | OnnxNetwork, item: _Item, device: torch.device
+) -> dict[str, MaskPrediction]:
     """Of every segmentation task, (1, K, h, w), from windows over the image."""
     assert item.large is not None
     image, side = item.large.expand(3, -1, -1)[None].to(device), network.backbone.image_size
@@ -164,7 +168,7 @@ class _Writer:
     """Collects rows and boxes, writes masks as they come, and the rest at the end."""
 
     output: Path
-    network: Network
+    network: Network | OnnxNetwork
     threshold: float
     score: float
     rows: list[dict[str, Any]] = field(default_factory=list)

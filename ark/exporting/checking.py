@@ -34,9 +34,7 @@ def pictures(size: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def differences(
-    reference: Graph, runs: Runs, dtype: torch.dtype, size: int
-) -> dict[str, float]:
+def differences(reference: Graph, runs: Runs, dtype: torch.dtype, size: int) -> dict[str, float]:
     """Of each output the greatest `difference` over all `pictures`.
 
     Args:
@@ -55,8 +53,7 @@ def differences(
 
 def difference(other: Tensor, mine: Tensor) -> float:
     """The greatest absolute one, as a share of the greatest value where that is above 1 (numbers
-    in the dataset's units, boxes in pixels); infinite where a shape differs or a value is no number.
-    """
+    in the dataset's units, boxes in pixels); infinite where shapes differ or a value is none."""
     if other.shape != mine.shape or not other.isfinite().all():
         return float("inf")
     if not mine.numel():
@@ -76,4 +73,6 @@ def check(found: dict[str, float], tolerance: float, path: str) -> str:
             f"{path}: output {name!r} differs from torch's by {worst:.2g}; expected at most "
             f"{tolerance:g} (--tolerance); nothing was kept"
         )
-    return "\n".join(f"  {name:40s} differs from torch by {value:.1e}" for name, value in found.items())
+    return "\n".join(
+        f"  {name:40s} differs from torch by {value:.1e}" for name, value in found.items()
+    )

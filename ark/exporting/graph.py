@@ -134,9 +134,9 @@ def exportable(
     try:
         return graph, trace(graph, example), left
     except Exception as error:
+        backbone: Any = network.architecture["backbone"]
         raise ConfigError(
-            f"the backbone {network.architecture['backbone']['name']!r} cannot be exported: "
-            f"{_first_line(error)}"
+            f"the backbone {backbone['name']!r} cannot be exported: {_first_line(error)}"
         ) from error
 
 

@@ -78,16 +78,14 @@ def check_dense(head: DetectionHead) -> None:
     nms = dense.test_cfg.get("nms", {})
     if own or nms.get("type") != "nms" or not hasattr(dense, "bbox_coder"):
         raise ConfigError(
-            f"{where} decodes its boxes in its own way ({', '.join(own) or nms}); expected one like "
-            "atss, fcos or retinanet"
+            f"{where} decodes its boxes in its own way ({', '.join(own) or nms}); expected one "
+            "like atss, fcos or retinanet"
         )
 
 
 def _rows(levels: list[Tensor], width: int) -> Tensor:
     """L times (B, anchors * width, h, w) -> (B, A, width)."""
-    return torch.cat(
-        [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in levels], dim=1
-    )
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in levels], dim=1)
 
 
 def _probabilities(dense: Any, logits: Tensor) -> Tensor:
