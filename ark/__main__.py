@@ -16,7 +16,7 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   export          turn a run into a model that others load
   import          turn a checkpoint of the papers or another encoder into such a model
   models          list known checkpoints, and where to have them
-  onnx, compile   write such a model for onnxruntime, or for torch without Ark
+  onnx, pt2       write such a model for onnxruntime, or for torch without Ark
   serve           such a model as a local web page, and as JSON
   zeroshot        score datasets with heads that were trained on others
   ablate          run variants of a recipe with the same steps and seeds; one table
@@ -66,10 +66,14 @@ def _run(command: str) -> None:
         from ark.published.export import export
 
         _call(export, command)
-    elif command in ("onnx", "compile"):
-        from ark.deployment import files
+    elif command == "onnx":
+        from ark.exporting.onnx_file import onnx
 
-        _call(files.onnx if command == "onnx" else files.compile, command)
+        _call(onnx, command)
+    elif command == "pt2":
+        from ark.exporting.pt2_file import pt2
+
+        _call(pt2, command)
     elif command == "serve":
         from ark.serving.command import serve
 

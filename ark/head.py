@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from ark.class_rows import ClassRows
-from ark.types import KINDS, ConfigError, FeatureInfo, Features, Prediction, Target, TaskSpec
+from ark.types import (
+    KINDS,
+    BoxPrediction,
+    ConfigError,
+    FeatureInfo,
+    Features,
+    PointsPrediction,
+    Prediction,
+    Target,
+    TaskSpec,
+    ValuesPrediction,
+)
 
 if TYPE_CHECKING:  # a published model must load without matplotlib and torchmetrics
     from matplotlib.axes import Axes
@@ -205,3 +216,32 @@ class Head(nn.Module, ABC):
     def predict_features(self, features: Features) -> Prediction:
         """Features -> prediction, as the hub and `ark predict` use it."""
         return self.predict(self(features))
+
+    def graph(self, features: Features) -> dict[str, Tensor]:
+        """What an exported graph gives (`ark.exporting`), by name; "" is the task's own output.
+
+        Each is (B, ...) of a shape that the input's size alone decides, made without a decision
+        about values, so that torch.export can trace it.
+
+        Raises:
+            ConfigError: there can be none; says why.
+        """
+        if self.guide is not None:
+            raise ConfigError(
+                f"head of task {self.task.key}: reads the boxes of {self.guide!r}, whose number "
+                "varies by image, which a graph of fixed shapes cannot"
+            )
+        found = self.predict(self(features))
+        if isinstance(found, BoxPrediction):
+            raise ConfigError(
+                f"head of task {self.task.key}: {type(self).__name__} gives boxes whose number "
+                "varies by image, which a graph of fixed shapes cannot"
+            )
+        if isinstance(found, PointsPrediction):
+            return {"points": found.points, "scores": found.scores}
+        values = found.values if isinstance(found, ValuesPrediction) else found.probabilities
+        return {"": values}
+
+    def graph_facts(self) -> dict[str, Any]:
+        """What beside its outputs an exported graph must say, as plain data."""
+        return {}

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ark.checkpoint import load_network
+from ark.exporting.onnx_network import OnnxNetwork
+from ark.exporting.opening import load_network
 from ark.network import Network
 from ark.sliding_window import sliding_window
 from ark.types import (
@@ -82,7 +83,7 @@ def predict(
     if tile < 0:
         raise ConfigError(f"tile: {tile}; expected a longer side in pixels, or 0 to switch it off")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _network(checkpoint, which).to(device)
+    network = load_network(checkpoint, which).to(device)
     side = network.backbone.image_size
     folder = _Folder(Path(images), side, check_window(window, "window"), tile)
     writer = _Writer(Path(output), network, threshold, score)
@@ -100,16 +101,9 @@ def predict(
     log.info(writer.finish())
 
 
-def _network(checkpoint: str, which: str) -> Any:
-    """A network, or what stands in its place."""
-    if checkpoint.endswith(".onnx"):
-        from ark.deployment.runtime import OnnxNetwork
-
-        return OnnxNetwork(Path(checkpoint))
-    return load_network(checkpoint, which)
-
-
-def _tiled(network: Network, item: _Item, device: torch.device) -> dict[str, MaskPrediction]:
+def _tiled(
+    network: Network | OnnxNetwork, item: _Item, device: torch.device
+) -> dict[str, MaskPrediction]:
     """Of every segmentation task, (1, K, h, w), from windows over the image."""
     assert item.large is not None
     image, side = item.large.expand(3, -1, -1)[None].to(device), network.backbone.image_size
@@ -173,7 +167,7 @@ class _Writer:
     """Collects rows and boxes, writes masks as they come, and the rest at the end."""
 
     output: Path
-    network: Network
+    network: Network | OnnxNetwork
     threshold: float
     score: float
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -113,6 +113,10 @@ class ClassificationHead(Head):
         """Probabilities (B, K) at the head's temperature."""
         return ClassPrediction(LINKS[self.link].probabilities(output.float() / self.temperature))
 
+    def graph_facts(self) -> dict[str, Any]:
+        """The thresholds of a multilabel task, by class."""
+        return {"thresholds": self.thresholds.tolist()} if self.link == "sigmoid" else {}
+
     def comparable(self) -> dict[str, Comparable]:
         """Vectors of the image and logits; an ordinal task's K - 1 are one question each."""
         return {

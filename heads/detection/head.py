@@ -176,6 +176,19 @@ class DetectionHead(TiedOnce, Head):
             labels=[image.labels for image in kept],
         )
 
+    def graph(self, features: Features) -> dict[str, Tensor]:
+        """Of a dense detector: see `heads.detection.graph.dense_graph`."""
+        from .graph import dense_graph
+
+        maps = tuple(self.neck(tuple(features.maps[level] for level in self.levels)))
+        return dense_graph(self, maps, features.image_size)
+
+    def graph_facts(self) -> dict[str, Any]:
+        """How boxes are chosen from the graph's."""
+        from .graph import choice_facts
+
+        return choice_facts(self)
+
     def comparable(self) -> dict[str, Comparable]:
         """The backbone's maps, the neck's cells as "decoder", and what the detector's family adds:
         see `heads.detection.families`."""

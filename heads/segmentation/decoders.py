@@ -97,7 +97,8 @@ def levels_of(maps: list[Tensor], info: FeatureInfo, size: tuple[int, int]) -> l
     missing = _missing_levels(info)
     powers = [2**i for i in reversed(range(missing + len(maps)))]
     sizes = [(top[0] * power, top[1] * power) for power in powers]
-    nothing = [maps[0].new_empty(len(maps[0]), 0, *size) for size in sizes[:missing]]
+    batch = maps[0].shape[0]  # len() would fix the batch of an exported graph
+    nothing = [maps[0].new_empty(batch, 0, *size) for size in sizes[:missing]]
     return nothing + [_pad(x, size) for x, size in zip(maps, sizes[missing:], strict=True)]
 
 

@@ -142,6 +142,10 @@ class SegmentationHead(Head):
             return MaskPrediction(logits.softmax(dim=1)[:, 1:], exclusive=True)
         return MaskPrediction(logits.sigmoid())
 
+    def graph_facts(self) -> dict[str, Any]:
+        """Whether a pixel belongs to one class at most."""
+        return {"exclusive": self.exclusive}
+
     def comparable(self) -> dict[str, Comparable]:
         """Of maps and of the decoder's output each cell's vector has length 1 (spec
         foundation_x.md, Teacher, S)."""

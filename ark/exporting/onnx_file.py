@@ -1,0 +1,121 @@
+"""`ark onnx`: a published model as one ONNX file."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ark.errors import ConfigError
+from ark.exporting.checking import TOLERANCES, check, differences
+from ark.exporting.graph import INPUT, Description, Graph, describe, describe_task, exportable
+from ark.exporting.source import check_size, chosen, example_of, new_file, source
+
+log = logging.getLogger("ark")
+
+
+def onnx(
+    model: str,
+    file: str,
+    tasks: list[str] | None = None,
+    precision: Literal["float32", "float16"] = "float32",
+    input: Literal["uint8", "float32"] = "uint8",
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes an ONNX file that stands alone: weights, normalisation, class names, thresholds.
+
+    Its input "images" is (batch, 1 or 3, S, S), gray or RGB, resized without regard to the aspect
+    ratio; nothing else is to be done to it. Its outputs are "pooled", "embedding" and, by task,
+    `<dataset>/<task>`: probabilities, masks or values; of detection .../boxes and .../scores of
+    all cells, before non-maximum suppression. Tasks that cannot be exported are listed.
+
+    Args:
+        model: folder that `ark export` wrote, or the folder of a run.
+        file: to write, ending in .onnx.
+        tasks: whose heads are in it; all if not given.
+        precision: of weights and arithmetic; outputs are float32 in any case.
+        input: bytes in 0..255, or numbers in 0..1.
+        tolerance: most that an output may differ from torch's in float32: 1e-4, of float16 0.05;
+            a share of the greatest value where that is above 1.
+        overwrite: replace a file.
+
+    Raises:
+        ConfigError: no such model or task, nothing can be exported, a file is in the way, a package
+            is missing, or an output differs by more than `tolerance`.
+    """
+    _need_packages()
+    path, partial = new_file(file, ".onnx", overwrite)
+    network, facts = source(model)
+    check_size(network, file, 2 if precision == "float16" else 4)
+    keys, dtype = chosen(network, tasks, model), getattr(torch, input)
+    lower = copy.deepcopy(network).half() if precision == "float16" else network
+    graph, program, left = exportable(lower, keys, example_of(network, dtype))
+    said = describe(network, facts, precision)
+    said.tasks = {key: describe_task(network, key) for key in graph.keys}
+    said.left_out = left
+    reference = Graph(network, graph.keys)
+    with torch.no_grad():
+        said.outputs = list(reference.named(example_of(network, dtype)))
+    try:
+        _save(program, said, partial)
+        found = differences(reference, _runs(partial), dtype, said.image_size)
+        lines = check(found, TOLERANCES[precision] if tolerance is None else tolerance, file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    report(path, lines, left)
+
+
+def report(path: Path, lines: str, left: dict[str, str]) -> None:
+    """Says what is in the file, and what is not."""
+    log.info("%s: %.1f MB\n%s", path, path.stat().st_size / 2**20, lines)
+    for key, reason in left.items():
+        log.warning("  %s is LEFT OUT: %s", key, reason)
+
+
+def _save(program: torch.export.ExportedProgram, said: Description, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own future
+        try:
+            made = torch.onnx.export(
+                program, input_names=[INPUT], output_names=said.outputs, verbose=False
+            )
+        except Exception as error:  # the exporter's own kinds are private
+            raise ConfigError(f"{path.name}: torch cannot write this as ONNX: {error}") from error
+    assert made is not None
+    made.model.metadata_props.update(said.texts())
+    made.save(path)
+
+
+def _runs(path: Path) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(a) for a in session.run(None, {INPUT: images.numpy()})]
+
+    return run
+
+
+def _need_packages() -> None:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise missing(error) from error
+    onnxruntime.set_default_logger_severity(3)  # no notes on nodes that it removes
+    for name in ("onnxscript", "onnx_ir"):  # nor a line for each constant
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def missing(error: ImportError) -> ConfigError:
+    return ConfigError(
+        f"ONNX needs the package {error.name!r}; run `pip install ark-foundation[onnx]`"
+    )
