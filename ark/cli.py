@@ -24,7 +24,7 @@ from ark import alone, fitting, stopping
 from ark.checkpoints.integrity import check_writable
 from ark.checkpoints.keeping import SavingConfig, check_best
 from ark.checkpoints.saving import SealedCheckpointIO
-from ark.distributed.ddp import limit_waiting
+from ark.distributed.ddp import check_strategy, limit_waiting
 from ark.distributed.fsdp import ShardedStrategy as ShardedStrategy  # registers "fsdp2"
 from ark.faults import full_disk_explained
 from ark.growing import InitConfig, Source
@@ -182,6 +182,7 @@ class ArkCLI(LightningCLI):
 
     def _trainer(self, options: dict[str, Any]) -> pl.Trainer:
         trainer = super().instantiate_trainer(**options)
+        check_strategy(trainer.strategy)
         limit_waiting(trainer.strategy, self.run.timeout)
         self.datamodule.timeout = self.run.timeout
         return trainer

@@ -143,10 +143,11 @@ class Faults(Callback):
         if isinstance(exception, torch.cuda.OutOfMemoryError):
             log.error("%s", _out_of_memory(module.device))
         found = (p for p in _ADVICE if re.search(p, str(exception), re.IGNORECASE))
-        if (pattern := next(found, None)) is None:
-            return
+        pattern, of_ranks = next(found, None), (_SLOW, _GONE)
+        if pattern is None or (pattern in of_ranks and not ranks.several()):
+            return  # of one process it is a server that was slow or has gone
         log.error("%s", _ADVICE[pattern])
-        if pattern in (_SLOW, _GONE) and ranks.several() and (silent := _silent_ranks()):
+        if pattern in of_ranks and (silent := _silent_ranks()):
             log.error("Nothing was heard of rank %s.", ", ".join(map(str, silent)))
 
     def _where(self, trainer: pl.Trainer, module: Any) -> str:

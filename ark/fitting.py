@@ -39,10 +39,14 @@ def fit(
     trainer.fit(module, datamodule, ckpt_path=ckpt_path)
     if not trainer.state.finished:
         return
+    steps = trainer.global_step
+    ended = steps == module.cycle.total_steps and bool(trainer.checkpoint_callbacks)
+    if ended and not run.saves(module.cycle, steps):  # else a stop while scoring costs steps
+        trainer.save_checkpoint(run.checkpoints / LAST, weights_only=False)
     calibrate(trainer, module, datamodule)
     # The end need not be a multiple of the steps between checkpoints. Of a run that max_steps cut
     # short the last of those stays: Lightning would take one written now for finished.
-    if trainer.checkpoint_callbacks and trainer.global_step == module.cycle.total_steps:
+    if ended:
         trainer.save_checkpoint(run.checkpoints / LAST, weights_only=False)
     columns = _score(trainer, module, datamodule, WHO, draws=run.bootstraps)
     save_networks(run.folder / "model", student=module.network, teacher=module.teacher.network)
@@ -112,3 +116,14 @@ def _conclude(
         file.writelines(f"{line}\n" for line in lines)
     log.info("\n%s\n", table)
     log.info("report, pictures, checkpoints and the published model are in %s", run.folder)
+    if steps < module.cycle.total_steps:
+        log.warning("%s", _cut_short(run, steps, module.cycle.total_steps))
+
+
+def _cut_short(run: RunConfig, steps: int, total: int) -> str:
+    """Where a run goes on that the trainer's limits ended before its plan's end."""
+    if any(run.checkpoints.glob("*.ckpt")):
+        kept = "--ckpt_path=last goes on from the newest checkpoint"
+    else:
+        kept = "no checkpoint was written; run.checkpoint_every says how often"
+    return f"the trainer's limits ended the run after step {steps} of {total}; {kept}"

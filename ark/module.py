@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -226,19 +227,20 @@ class ArkModule(JointTraining):
 
     def _log_numbers(self) -> None:
         """`train/<dataset>/<task>/<loss>`, at the steps of that task only: the mean over the
-        micro-batches of the step.
+        step's micro-batches on all ranks. One that has no such number counts as 0.
 
         Not self.log: Lightning repeats the last value of every task at each step of any task.
         """
         means = {
-            f"train/{task}/{name}": torch.stack([each[name].float() for each in found]).mean()
+            f"train/{task}/{name}": torch.stack([e[name] for e in found if name in e]).sum()
+            / len(found)
             for task, found in self._numbers.items()
-            for name in found[0]
+            for name in dict.fromkeys(chain.from_iterable(found))
         }
         self._numbers = {}
         if means:  # one look at the device, not one for each number
             values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
-            log_numbers(self.loggers, values, self.global_step)
+            log_numbers(self.loggers, ranks.mean_numbers(values), self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""

@@ -89,6 +89,10 @@ class RunConfig:
             last.ends(self.validate) and (last.count(self.validate) + 1) % self.validate_every == 0
         )
 
+    def saves(self, cycle: Cycle, done: int) -> bool:
+        """Whether a regular checkpoint is written when `done` optimiser steps are done."""
+        return done % (self.checkpoint_every or cycle.steps_per_cycle) == 0
+
     @property
     def measures_forgetting(self) -> bool:
         return self.validate != "cycle"

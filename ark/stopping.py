@@ -116,7 +116,12 @@ class GracefulStop(Callback):
             raise KeyboardInterrupt
         self._noted = self._noted or number
         if not self._looks:  # preparing data, or writing the report
-            raise Interrupted(signal.Signals(number), "outside of training; nothing is lost")
+            queued = self._learned and self._may_queue(number)  # it might never make a step
+            where = "outside of training; nothing is lost"
+            raise Interrupted(signal.Signals(number), where, requeue=queued)
+
+    def _may_queue(self, number: int) -> bool:
+        return number == self.requeue and "SLURM_JOB_ID" in os.environ
 
     def _leave(self, stop: Interrupted) -> None:
         """A launcher kills all ranks when one has ended, so they end together."""
@@ -229,7 +234,7 @@ class GracefulStop(Callback):
             if trainer.state.fn == TrainerFn.FITTING:
                 self._save(trainer, self.checkpoint)
             where += f"; checkpoint {self.checkpoint}"
-        queued = number == self.requeue and "SLURM_JOB_ID" in os.environ
+        queued = self._may_queue(number)
         if queued and not self._learned:  # it might never make one
             where += (
                 "; this session made no step, so its job is not queued again: give it more time"

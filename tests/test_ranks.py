@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import DATASETS, TASKS, write_recipe
+from commands import DATASETS, TASKS, losses, write_recipe
 from tracing import traced, traced_losses
 
 from ark.run import RunConfig
@@ -80,7 +80,7 @@ def test_a_run_goes_on_at_another_world_size(recipe: Path, tmp_path: Path) -> No
         "--model.optimizer.lr=0.01",
     ]
     fit(recipe, 1, "one", tmp_path / "one", *alike)
-    expected, losses = traced(tmp_path / "one"), traced_losses(tmp_path / "one")
+    expected, minimised = traced(tmp_path / "one"), traced_losses(tmp_path / "one")
     assert sorted(expected) == list(range(24))
     said = fit(recipe, 2, "moved", tmp_path / "two", *alike, "--trainer.max_steps=10")
     assert said.count("ledger: every sample") == 1
@@ -93,7 +93,9 @@ def test_a_run_goes_on_at_another_world_size(recipe: Path, tmp_path: Path) -> No
         assert sorted(found) == list(expected_steps)
         assert all(samples == expected[step] for step, samples in found.items())
         for step, loss in traced_losses(tmp_path / name).items():
-            assert loss == pytest.approx(losses[step], rel=ROUNDING), step
+            assert loss == pytest.approx(minimised[step], rel=ROUNDING), step
+    logged = losses(tmp_path / "runs" / "one")
+    assert losses(tmp_path / "runs" / "moved") == pytest.approx(logged, rel=ROUNDING)
 
 
 @pytest.mark.slow

@@ -10,10 +10,16 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
+from pytorch_lightning.strategies import (
+    DDPStrategy,
+    ParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from pytorch_lightning.strategies.ddp import _sync_module_states
 from torch.nn.parallel import DistributedDataParallel
 
+from ark.errors import ConfigError
 from ark.signals import at_once
 
 
@@ -58,6 +64,19 @@ def limit_waiting(strategy: Strategy, seconds: float) -> None:
     """How long a rank waits for another one before it gives up; before the strategy is set up."""
     if hasattr(strategy, "_timeout"):  # of Lightning's strategies with a process group
         strategy._timeout = timedelta(seconds=seconds)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raises:
+    ConfigError: one of Lightning's own for several ranks, which know nothing of phases: they fail
+        where a phase does not use all parameters, or hang.
+    """
+    kind = type(strategy)
+    if isinstance(strategy, ParallelStrategy) and kind.__module__.startswith("pytorch_lightning."):
+        raise ConfigError(
+            f"trainer.strategy: {kind.__name__} of Lightning knows nothing of phases and locks; "
+            "expected auto, ddp, fsdp2 or a class of your own"
+        )
 
 
 StrategyRegistry.register(

@@ -46,6 +46,16 @@ def mean(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def mean_numbers(mine: dict[str, float]) -> dict[str, float]:
+    """The mean over ranks of each number; a rank that lacks one counts as 0."""
+    if not several():
+        return mine
+    found: list[dict[str, float]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    names = dict.fromkeys(name for numbers in found for name in numbers)
+    return {n: sum(numbers.get(n, 0.0) for numbers in found) / len(found) for n in names}
+
+
 def total(value: Tensor) -> Tensor:
     """The sum over ranks, of any shape, for losses that are no sum over images (Dice).
 

@@ -47,6 +47,8 @@ def _work(known: argparse.Namespace, options: list[str], job: Job) -> Work:
             )
         only, seeds = (yaml.safe_load(text) if text else None for text in (known.only, known.seeds))
         return grid_of_runs(known.ablate, only, seeds, job)
+    if known.only or known.seeds:
+        raise ConfigError("slurm submit: --only and --seeds choose runs of a grid: add --ablate")
     if known.config:
         return one_recipe([*(f"--config={path}" for path in known.config), *options], job)
     raise ConfigError("slurm submit: expected --config RECIPE.yaml, or --ablate GRID.yaml")

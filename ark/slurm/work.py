@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,15 @@ def one_recipe(options: Sequence[str], job: Job) -> Work:
     Raises:
         ConfigError: an option that the job sets itself, or that cannot go on after a requeue.
     """
+    ours = (*_OURS, "seed_everything") if job.array is not None else _OURS
     for option in options:
-        if (key := option.removeprefix("--").split("=")[0]) in _OURS:
+        if (key := option.removeprefix("--").split("=")[0]) in ours:
             raise ConfigError(
                 f"slurm submit: option --{key} is set by the job itself; leave it out"
             )
-    run = resolved(options)["run"]
+    config = resolved(options)
+    check_batch(config, job)
+    run = config["run"]
     for key in ("overwrite", "alone"):
         if run[key]:
             raise ConfigError(
@@ -63,6 +66,19 @@ def one_recipe(options: Sequence[str], job: Job) -> Work:
             f'\noptions+=(--seed_everything="{_TASK}" --run.name={shlex.quote(name)}/seed"{_TASK}")'
         )
     return Work(name, Path(run["root"]) / name, lines)
+
+
+def check_batch(config: Mapping[str, Any], job: Job) -> None:
+    """Raises:
+    ConfigError: the ranks of the job cannot share a step's samples.
+    """
+    samples, ranks = int(config["data"]["batch_size"]), job.nodes * job.ranks
+    accumulated = int(config["trainer"]["accumulate_grad_batches"] or 1)
+    if samples % (ranks * accumulated):
+        raise ConfigError(
+            f"slurm submit: data.batch_size={samples}: a step's samples do not split over {ranks} "
+            f"ranks x {accumulated} accumulated batches; choose a multiple"
+        )
 
 
 def resolved(options: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from ark import faults
 from ark.callbacks import CycleRunner
 from ark.cycle import Cycle, Phase
+from ark.distributed import ranks
 from ark.errors import ConfigError
 from ark.faults import Faults, NotFiniteError, full_disk_explained, load_batches
 from ark.module import ArkModule, BackboneConfig
@@ -117,11 +119,26 @@ def test_any_other_failure_says_where_it_was(tmp_path, caplog) -> None:
         ("unable to open shared memory object </torch_1>", "enlarge /dev/shm"),
     ],
 )
-def test_what_torch_says_is_explained(tmp_path, caplog, message: str, advice: str) -> None:
+def test_what_torch_says_is_explained(
+    tmp_path, caplog, monkeypatch, message: str, advice: str
+) -> None:
+    monkeypatch.setattr(
+        "ark.faults.ranks", SimpleNamespace(several=lambda: True, local=ranks.local)
+    )
+    monkeypatch.setattr("ark.faults._say_failed", lambda: None)
+    monkeypatch.setattr("ark.faults._silent_ranks", list)
     with pytest.raises(RuntimeError):
         fit(tmp_path, Spoil(RuntimeError(message), waiting=True))
     assert "rank 0 of 1 failed waiting for the batch of step 2" in caplog.text
     assert advice in caplog.text
+
+
+@pytest.mark.parametrize("message", ["<urlopen error timed out>", "Connection reset by peer"])
+def test_one_process_is_not_told_of_other_ranks(tmp_path, caplog, message: str) -> None:
+    with pytest.raises(RuntimeError):
+        fit(tmp_path, Spoil(RuntimeError(message), waiting=True))
+    assert "rank 0 of 1 failed" in caplog.text
+    assert "nother rank" not in caplog.text
 
 
 def test_out_of_memory_names_the_ways_out(tmp_path, caplog, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,3 +138,13 @@ def test_settings_that_cannot_be_meant_are_refused(options: dict, message: str) 
 def test_a_lock_without_parameters_is_refused() -> None:
     with pytest.raises(ConfigError, match="'projector', which has no parameters"):
         make_module("multilabel", lock=["projector"])
+
+
+def test_numbers_that_only_some_batches_have_are_logged(monkeypatch) -> None:
+    """Of pseudo-labels, where nothing was to be filled in."""
+    logged: dict[str, float] = {}
+    monkeypatch.setattr("ark.module.log_numbers", lambda _, values, step: logged.update(values))
+    loss, filled = {"loss": torch.tensor(1.0)}, {"filled": torch.tensor(0.5)}
+    numbers = {"a": [loss | filled, loss], "b": [loss, loss | filled]}
+    ArkModule._log_numbers(SimpleNamespace(loggers=[], global_step=3, _numbers=numbers))
+    assert logged == {f"train/{t}/{n}": v for t in "ab" for n, v in (("loss", 1), ("filled", 0.25))}

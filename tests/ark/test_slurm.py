@@ -17,13 +17,14 @@ from ark.slurm.job import seconds
 from ark.slurm.work import bash_array
 
 RUN = {"name": "long/xrays", "root": "runs", "overwrite": False, "alone": False}
+REST = {"data": {"batch_size": 24}, "trainer": {"accumulate_grad_batches": 2}}
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What `ark fit --print_config` would say of the run; in an empty folder."""
     run = dict(RUN)
-    monkeypatch.setattr(work, "resolved", lambda options: {"run": run})
+    monkeypatch.setattr(work, "resolved", lambda options: {"run": run, **REST})
     monkeypatch.chdir(tmp_path)
     return run
 
@@ -135,6 +136,10 @@ def test_submits_once_and_keeps_the_script(
         (["--cpu-ranks=1", "--array=a"], "--array a"),
         (["--cpu-ranks=1", "--ckpt_path=last"], "--ckpt_path is set by the job itself"),
         (["--cpu-ranks=1", "--trainer.devices=2"], "--trainer.devices is set"),
+        (["--cpu-ranks=1", "--array=0-2", "--seed_everything=5"], "--seed_everything is set"),
+        (["--cpu-ranks=1", "--only=[a]"], "add --ablate"),
+        (["--cpu-ranks=1", "--seeds=[0,1]"], "add --ablate"),
+        (["--cpu-ranks=8"], "data.batch_size=24: a step's samples do not split over 8 ranks x 2"),
         (["--cpu-ranks=1", "--ablate=g.yaml"], "takes recipe, options and array from the grid"),
     ],
 )

@@ -182,6 +182,24 @@ def test_outside_of_training_a_signal_ends_at_once() -> None:
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_outside_of_training_a_job_that_made_a_step_is_queued_again(
+    learned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    asked: list[str] = []
+    monkeypatch.setattr("ark.stopping.requeue_job", lambda: asked.append("again") or "")
+    before = signal.getsignal(USR1)
+    stop = GracefulStop(None)
+    stop._learned = learned
+    try:
+        with pytest.raises(Interrupted), stop.listening():
+            os.kill(os.getpid(), USR1)
+    finally:
+        signal.signal(USR1, before)
+    assert asked == ["again"] * learned
+
+
 def test_lightning_still_has_what_is_replaced() -> None:
     assert callable(_SignalConnector.register_signal_handlers)
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from commands import ark, write_recipe
 from disks import disk_of
@@ -115,6 +116,36 @@ def test_a_run_goes_on_from_any_checkpoint(
             path.unlink()
     fit(recipe, folder.name, "--ckpt_path=last")
     assert_same(folder, whole)
+
+
+def test_what_stops_the_last_scoring_costs_no_step(
+    recipe: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the plan's end is no multiple of the steps between checkpoints."""
+    options = ["--run.checkpoint_every=1000", "--run.saving.milestone_every=null"]
+
+    def killed(trainer: pl.Trainer, *_: object) -> None:
+        trainer.strategy.teardown()  # as of whatever ends a trainer
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ark.fitting.calibrate", killed)
+        with pytest.raises(SystemExit):
+            fit(recipe, "scoring", *options)
+    seal = verify(recipe.parent / "runs" / "scoring" / "checkpoints" / "last.ckpt")
+    assert seal is not None
+    assert seal.step == STEPS
+    assert_same(fit(recipe, "scoring", "--ckpt_path=auto", *options), whole)
+
+
+@pytest.mark.parametrize(("every", "said"), [(1, "newest checkpoint"), (4, "no checkpoint was")])
+def test_a_run_that_was_cut_short_says_where_it_goes_on(
+    recipe: Path, caplog: pytest.LogCaptureFixture, every: int, said: str
+) -> None:
+    options = ["--run.saving.milestone_every=null", "--run.validate=cycle"]
+    fit(recipe, f"cut{every}", "--trainer.max_steps=1", f"--run.checkpoint_every={every}", *options)
+    assert "ended the run after step 1 of 12" in caplog.text
+    assert said in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_else(
