@@ -63,10 +63,19 @@ def _from_coral(probabilities: Tensor) -> Tensor:
 
 
 def _corn(logits: Tensor) -> Tensor:
-    reached = logits.sigmoid().cumprod(dim=1)
+    reached = _running_product(logits.sigmoid())
     ones = torch.ones_like(reached[:, :1])
     stopped = torch.cat([(-logits).sigmoid(), ones], dim=1)
     return torch.cat([ones, reached], dim=1) * stopped
+
+
+def _running_product(shares: Tensor) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return shares.cumprod(dim=1)
+    products = list(shares.split(1, dim=1))  # ONNX has no cumprod
+    for n in range(1, len(products)):
+        products[n] = products[n - 1] * products[n]
+    return torch.cat(products, dim=1)
 
 
 def _from_corn(probabilities: Tensor) -> Tensor:
