@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from ark.network import Network
 from ark.published.config import Facts
 
 log = logging.getLogger("ark")
+Program = torch.export.ExportedProgram
 INPUT = "images"
 VERSION = 1  # of the description
 
@@ -105,7 +106,7 @@ class Graph(nn.Module):
         return tuple(self.named(images).values())
 
 
-def trace(graph: Graph, example: Tensor) -> torch.export.ExportedProgram:
+def trace(graph: Graph, example: Tensor) -> Program:
     """The graph for any batch of at least one image, gray or RGB.
 
     Args:
@@ -119,24 +120,37 @@ def trace(graph: Graph, example: Tensor) -> torch.export.ExportedProgram:
 
 
 def exportable(
-    network: Network, keys: Sequence[str], example: Tensor
-) -> tuple[Graph, torch.export.ExportedProgram, dict[str, str]]:
-    """The graph of the tasks that torch can trace, and of the others why it cannot."""
+    network: Network, keys: Sequence[str], example: Tensor, convert: Callable[[Program], Any]
+) -> tuple[Graph, Any, dict[str, str]]:
+    """The graph of the tasks that can be traced and converted, what `convert` made of it, and of
+    the other tasks why not.
+
+    Raises:
+        ConfigError: the backbone alone cannot.
+    """
+
+    def made(keys: list[str]) -> tuple[Graph, Any]:
+        graph = Graph(network, keys)
+        return graph, convert(trace(graph, example))
+
     left: dict[str, str] = {}
     good = [key for key in keys if _runs(network, key, example, left)]
     try:
-        graph = Graph(network, good)
-        return graph, trace(graph, example), left
-    except Exception:  # torch.export raises of many kinds; which task it was, each alone tells
-        log.info("torch cannot trace all tasks at once; each is tried alone")
-    good = [key for key in good if _traces(network, key, example, left)]
-    graph = Graph(network, good)
+        return *made(good), left
+    except Exception:  # torch's exporters raise of many kinds; each task alone tells which it was
+        log.info("torch cannot export all tasks at once; each is tried alone")
+    for key in list(good):
+        try:
+            made([key])
+        except Exception as error:
+            left[key] = f"torch cannot export its head: {_cause(error)}"
+            good.remove(key)
     try:
-        return graph, trace(graph, example), left
+        return *made(good), left
     except Exception as error:
         backbone: Any = network.architecture["backbone"]
         raise ConfigError(
-            f"the backbone {backbone['name']!r} cannot be exported: {_first_line(error)}"
+            f"the backbone {backbone['name']!r} cannot be exported: {_cause(error)}"
         ) from error
 
 
@@ -168,14 +182,9 @@ def _runs(network: Network, key: str, example: Tensor, left: dict[str, str]) -> 
     return key not in left
 
 
-def _traces(network: Network, key: str, example: Tensor, left: dict[str, str]) -> bool:
-    try:
-        trace(Graph(network, [key]), example)
-    except Exception as error:
-        left[key] = f"torch.export cannot trace its head: {_first_line(error)}"
-    return key not in left
-
-
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
+    """One line of the first of a chain of errors, which is the particular one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

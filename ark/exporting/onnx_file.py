@@ -13,7 +13,15 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.exporting.checking import TOLERANCES, check, differences
-from ark.exporting.graph import INPUT, Description, Graph, describe, describe_task, exportable
+from ark.exporting.graph import (
+    INPUT,
+    Description,
+    Graph,
+    Program,
+    describe,
+    describe_task,
+    exportable,
+)
 from ark.exporting.source import check_size, chosen, example_of, new_file, source
 
 log = logging.getLogger("ark")
@@ -55,7 +63,7 @@ def onnx(
     check_size(network, file, 2 if precision == "float16" else 4)
     keys, dtype = chosen(network, tasks, model), getattr(torch, input)
     lower = copy.deepcopy(network).half() if precision == "float16" else network
-    graph, program, left = exportable(lower, keys, example_of(network, dtype))
+    graph, made, left = exportable(lower, keys, example_of(network, dtype), _converted)
     said = describe(network, facts, precision)
     said.tasks = {key: describe_task(network, key) for key in graph.keys}
     said.left_out = left
@@ -63,7 +71,7 @@ def onnx(
     with torch.no_grad():
         said.outputs = list(reference.named(example_of(network, dtype)))
     try:
-        _save(program, said, partial)
+        _save(made, said, partial)
         found = differences(reference, _runs(partial), dtype, said.image_size)
         lines = check(found, TOLERANCES[precision] if tolerance is None else tolerance, file)
         partial.replace(path)
@@ -79,16 +87,19 @@ def report(path: Path, lines: str, left: dict[str, str]) -> None:
         log.warning("  %s is LEFT OUT: %s", key, reason)
 
 
-def _save(program: torch.export.ExportedProgram, said: Description, path: Path) -> None:
+def _converted(program: Program) -> torch.onnx.ONNXProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own future
-        try:
-            made = torch.onnx.export(
-                program, input_names=[INPUT], output_names=said.outputs, verbose=False
-            )
-        except Exception as error:  # the exporter's own kinds are private
-            raise ConfigError(f"{path.name}: torch cannot write this as ONNX: {error}") from error
+        made = torch.onnx.export(program, verbose=False)
     assert made is not None
+    return made
+
+
+def _save(made: torch.onnx.ONNXProgram, said: Description, path: Path) -> None:
+    graph = made.model.graph
+    graph.inputs[0].name = INPUT
+    for output, name in zip(graph.outputs, said.outputs, strict=True):
+        output.name = name
     made.model.metadata_props.update(said.texts())
     made.save(path)
 

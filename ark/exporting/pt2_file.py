@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.exporting.checking import TOLERANCES, check, differences
-from ark.exporting.graph import Description, Graph, describe, describe_task, exportable
+from ark.exporting.graph import Description, Graph, Program, describe, describe_task, exportable
 from ark.exporting.onnx_file import report
 from ark.exporting.source import chosen, example_of, new_file, source
 
@@ -55,7 +55,9 @@ def pt2(
     network, facts = source(model)
     dtype = getattr(torch, input)
     example = example_of(network, dtype)
-    graph, program, left = exportable(network, chosen(network, tasks, model), example)
+    graph, program, left = exportable(
+        network, chosen(network, tasks, model), example, lambda traced: traced
+    )
     said = describe(network, facts, "float32")
     said.tasks = {key: describe_task(network, key) for key in graph.keys}
     said.left_out = left
@@ -73,7 +75,7 @@ def pt2(
     report(path, lines, left)
 
 
-def _saved(program: torch.export.ExportedProgram, said: Description, path: Path) -> Any:
+def _saved(program: Program, said: Description, path: Path) -> Any:
     """What runs the file, read again."""
     torch.export.save(program, path, extra_files={METADATA: json.dumps(said.texts())})
     module = torch.export.load(path).module()
@@ -84,7 +86,7 @@ def _saved(program: torch.export.ExportedProgram, said: Description, path: Path)
     return run
 
 
-def _compiled(program: torch.export.ExportedProgram, path: Path, file: str) -> Any:
+def _compiled(program: Program, path: Path, file: str) -> Any:
     """What runs the package, read again."""
     _need_compiler(file)
     from torch import _inductor

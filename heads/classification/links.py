@@ -51,7 +51,7 @@ def _from_sigmoid(probabilities: Tensor) -> Tensor:
 
 def _coral(logits: Tensor) -> Tensor:
     # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - e^(b - a)): exact for rare classes
-    end = logits.new_full((len(logits), 1), torch.inf)
+    end = torch.full_like(logits[:, :1], torch.inf)
     above, below = torch.cat([end, logits], dim=1), torch.cat([logits, -end], dim=1)
     return above.sigmoid() * (-below).sigmoid() * -torch.expm1(below - above)
 
@@ -63,10 +63,19 @@ def _from_coral(probabilities: Tensor) -> Tensor:
 
 
 def _corn(logits: Tensor) -> Tensor:
-    reached = logits.sigmoid().cumprod(dim=1)
+    reached = _running_product(logits.sigmoid())
     ones = torch.ones_like(reached[:, :1])
     stopped = torch.cat([(-logits).sigmoid(), ones], dim=1)
     return torch.cat([ones, reached], dim=1) * stopped
+
+
+def _running_product(shares: Tensor) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return shares.cumprod(dim=1)
+    products = list(shares.split(1, dim=1))  # ONNX has no cumprod
+    for n in range(1, len(products)):
+        products[n] = products[n - 1] * products[n]
+    return torch.cat(products, dim=1)
 
 
 def _from_corn(probabilities: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ark.types import BoxPrediction, TaskSpec
 from toys import CLASSES, HEADS
 
 SIDE = 64
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporters warn of their own future
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CNN, VIT, SWIN = "test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"
 
