@@ -7,6 +7,7 @@ Shape letters: see `ark.types`; A boxes of all cells.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,15 +44,24 @@ def dense_graph(
     scores = _probabilities(dense, _rows(logits, dense.cls_out_channels))
     if factors:
         scores = scores * _rows(factors[0], 1).sigmoid()
+    if priors.shape[0] != sum(_level_sizes(head)):
+        raise ConfigError(
+            f"head of task {head.task.key}: has {priors.shape[0]} boxes, but its strides say "
+            f"{_level_sizes(head)} by level; expected an image size that the strides divide"
+        )
     return {"boxes": boxes.reshape(batch, -1, 4), "scores": scores}
 
 
 def choice_facts(head: DetectionHead) -> dict[str, Any]:
     """The numbers that mmdet chooses boxes by."""
     config = head.detector.bbox_head.test_cfg
-    least = max(config.get("score_thr", 0.0), head.score_threshold)
-    iou = config["nms"]["iou_threshold"]
-    return {"score_threshold": least, "nms_iou": iou, "max_boxes": config["max_per_img"]}
+    return {
+        "score_threshold": max(config.get("score_thr", 0.0), head.score_threshold),
+        "level_sizes": _level_sizes(head),
+        "level_candidates": config.get("nms_pre", -1),
+        "nms_iou": config["nms"]["iou_threshold"],
+        "max_boxes": config["max_per_img"],
+    }
 
 
 def check_dense(head: DetectionHead) -> None:
@@ -81,6 +91,13 @@ def check_dense(head: DetectionHead) -> None:
             f"{where} decodes its boxes in its own way ({', '.join(own) or nms}); expected one "
             "like atss, fcos or retinanet"
         )
+
+
+def _level_sizes(head: DetectionHead) -> list[int]:
+    """Of the A boxes, how many are each level's, finest first."""
+    priors = head.detector.bbox_head.prior_generator
+    sides = [[math.ceil(head.info.image_size / s) for s in stride] for stride in priors.strides]
+    return [h * w * n for (w, h), n in zip(sides, priors.num_base_priors, strict=True)]
 
 
 def _rows(levels: list[Tensor], width: int) -> Tensor:

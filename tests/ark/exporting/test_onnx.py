@@ -15,11 +15,13 @@ from ark.exporting.onnx_file import onnx
 from ark.exporting.onnx_network import OnnxNetwork
 from ark.network import Network
 from ark.types import BoxPrediction, TaskSpec
+from heads.segmentation.decoders import DECODERS
 from toys import CLASSES, HEADS
 
 SIDE = 64
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporters warn of their own future
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+NOT_EXPORTED: tuple[str, ...] = ()
 CNN, VIT, SWIN = "test_efficientnet", "test_vit", "swin_tiny_patch4_window7_224"
 
 
@@ -158,11 +160,31 @@ def test_boxes_of_dense_detectors_equal_torch(tmp_path, detector):
 
 
 def sure_of_something(head):
-    """Scores that spread, where those of a new head are all .01."""
+    """Scores that spread, where those of a new head are all .01; none reaches 1, since of boxes of
+    equal scores either may win."""
     layer = head.detector.bbox_head
     layer = getattr(layer, "conv_cls", None) or getattr(layer, "atss_cls", None) or layer.retina_cls
     torch.nn.init.normal_(layer.weight, std=0.05)
     torch.nn.init.zeros_(layer.bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_equals_torch_or_is_left_out(tmp_path, decoder):
+    network = make_network([task("masks", "segmentation", decoder=decoder)])
+    other = written(tmp_path, network)
+    assert bool(other.said.left_out) == (decoder in NOT_EXPORTED)
+    if decoder not in NOT_EXPORTED:
+        assert_same(network, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["dino", "deformable_detr"])
+def test_transformers_are_left_out(tmp_path, detector):
+    network = make_network([CLASSIFIERS[0], task("boxes", "detection", detector=detector)])
+    other = written(tmp_path, network)
+    assert list(other.tasks) == ["toy/bce"]
+    assert "chooses proposals within the network" in other.said.left_out["toy/boxes"]
 
 
 def test_what_cannot_be_exported_is_listed_with_its_reason(tmp_path, caplog):
