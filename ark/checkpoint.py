@@ -67,7 +67,7 @@ def _published(folder: Path, which: str) -> Network:
     model = load(folder)
     if which == "student" and model.facts.which == "teacher":
         raise ConfigError(
-            f"checkpoint {folder}: holds the teacher alone; the run's folder has both networks"
+            f"checkpoint {folder}: holds the teacher, not the student; the run's folder has both"
         )
     return model.network
 
