@@ -13,6 +13,7 @@ from ark.published.model import Model
 from toys import CLASSES
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=60_000)  # a machine that does other things
 SIZE = "chest.png: 120 \N{MULTIPLICATION SIGN} 90 pixels"
 
 
