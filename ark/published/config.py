@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -168,11 +169,8 @@ _READS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_ove
 
 def _check_value(where: str, key: str, value: Any) -> None:
     # mmengine imports and calls whatever a dotted `type` names, and unpickles what init_cfg names
-    if (
-        key in ("type", "_scope_", "class_path", "_target_")
-        and isinstance(value, str)
-        and "." in value
-    ):
+    names_code = key in ("type", "_scope_", "class_path", "_target_") and "." in str(value)
+    if names_code and not re.fullmatch(r"mmdet\.\w+", str(value)):  # mmdet's own, by its scope
         raise ConfigError(
             f"{where}: {key} {value!r} names code by its import path; nothing of it was imported"
         )

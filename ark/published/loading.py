@@ -46,7 +46,7 @@ def load(
             asks for foreign code; or its weights do not fit its architecture.
     """
     if Path(path).suffix == ".ckpt" or is_run(Path(path)):
-        return of_run(Path(path)).to(device=device, dtype=dtype or torch.float32)
+        return of_run(Path(path), allow).to(device=device, dtype=dtype or torch.float32)
     folder = find(path, revision, token)
     facts = read_config(folder)
     check_trusted(folder / CONFIG, facts.architecture, allow)
@@ -79,15 +79,23 @@ def find(path: str | Path, revision: str | None = None, token: str | None = None
 
 def is_run(folder: Path) -> bool:
     """Whether this is what `ark fit` left, instead of a published model."""
-    return not (folder / CONFIG).is_file() and any(folder.rglob("teacher.safetensors"))
+    places = (folder / "model" / "teacher.safetensors", folder / "teacher.safetensors")
+    return not (folder / CONFIG).is_file() and any(place.is_file() for place in places)
 
 
-def of_run(path: Path) -> Model:
-    """The teacher of one's own run, or of a file of its checkpoints."""
-    from ark.checkpoint import load_network
+def of_run(path: Path, allow: Sequence[str] = ()) -> Model:
+    """The teacher of a run, or of a file of its checkpoints, which may be somebody else's.
+
+    Raises:
+        ConfigError: as of `load`.
+    """
+    from ark.checkpoint import load_state
     from ark.published.export import facts_of
 
-    network = load_network(path)
+    architecture, state = load_state(path, "teacher")
+    check_trusted(path, architecture, allow)
+    network = Network.from_architecture(architecture)
+    network.load_state_dict(state)
     return Model(network, facts_of(path, network, "teacher"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import subprocess
@@ -99,6 +100,11 @@ def test_half_precision_halves_the_file(tmp_path: Path, precision: str, bound: f
         ("architecture.tasks.0.head.class_path", "os.system", r"class_path 'os.system'.*allow="),
         ("architecture.tasks.0.head.class_path", "evil.Head", "not of Ark's own heads"),
         ("architecture.tasks.0.head.init_args", {"detector": {"type": "os.system"}}, "import path"),
+        (
+            "architecture.tasks.0.head.init_args",
+            {"detector": [{"neck": {"type": "mmdet.apis.x"}}]},
+            "import path",
+        ),
         ("architecture.tasks.0.head.init_args", {"detector": "evil.py"}, "is a file"),
         (
             "architecture.tasks.0.head.init_args",
@@ -127,6 +133,17 @@ def test_a_foreign_configuration_is_refused(
     with pytest.raises(ConfigError, match=said):
         ark.load(folder)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_foreign_runs_checkpoint_is_looked_at_too(tmp_path: Path) -> None:
+    network = make_network("multilabel")
+    architecture = copy.deepcopy(network.architecture)
+    architecture["tasks"][0]["head"]["class_path"] = "elsewhere.Head"
+    state = {f"teacher.network.{k}": v for k, v in network.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "ark": {"architecture": architecture}}, path)
+    with pytest.raises(ConfigError, match=r"allow=\['elsewhere.Head'\]"):
+        ark.load(path)
 
 
 def test_allowed_by_name_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
