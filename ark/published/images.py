@@ -116,6 +116,8 @@ def _read(picture: Any) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             return _of_pil(opened, where)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, a little below ours
+        raise ConfigError(f"{where}: too many pixels; at most {MAX_PIXELS:,}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ConfigError(f"{where} cannot be read as an image: {error}") from error
 

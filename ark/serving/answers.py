@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from ark.errors import ConfigError
 from ark.published.model import Model
 
 LONGEST = 1024  # pixels of a mask's longer side; larger ones are made smaller
+# of an image: a mask is computed at its own size, about 8 bytes a pixel and class (25 MP, measured)
+PIXELS = 50_000_000
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -40,12 +45,32 @@ def answer(model: Model, image: bytes, tasks: list[str] | None) -> dict[str, Any
         "points" {name: [x, y, score]}}.
 
     Raises:
-        ConfigError: no image, or no such task.
+        ConfigError: no image, one of more than PIXELS pixels, or no such task.
     """
+    _check_pixels(image)
     found = model([image], tasks)
     return {
         key: {"kind": model.tasks[key].kind} | _plain(model, key, o) for key, o in found.items()
     }
+
+
+def _check_pixels(image: bytes) -> None:
+    """Before anything is unpacked; what is no image at all is left to the model to say.
+
+    Raises:
+        ConfigError: more than PIXELS pixels.
+    """
+    size = ""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.width * opened.height <= PIXELS:
+                return
+            size = f"{opened.width} x {opened.height} pixels; "
+    except Image.DecompressionBombError:  # Pillow's own limit, which says no size
+        pass
+    except (OSError, ValueError, SyntaxError):
+        return
+    raise ConfigError(f"image: {size}expected at most {PIXELS:,} pixels; make it smaller first")
 
 
 def _plain(model: Model, key: str, output: dict[str, Any]) -> dict[str, Any]:

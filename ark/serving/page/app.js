@@ -37,8 +37,18 @@ async function look(file) {
     say(`${file.name}: ${image.width} × ${image.height} pixels, ${content.seconds} s`);
     draw();
   } catch (error) {
-    if (mine === turn) say(`${file.name}: ${error.message}`, true);
+    if (mine !== turn) return;
+    clear(); // nobody takes an older image's findings for this file's
+    say(`${file.name}: ${error.message}`, true);
   }
+}
+
+function clear() {
+  [image, found] = [null, null];
+  $("rows").replaceChildren();
+  $("picture").hidden = true;
+  $("hint").hidden = false;
+  $("drop").classList.remove("full");
 }
 
 async function decode(tasks) {

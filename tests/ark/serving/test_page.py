@@ -120,3 +120,12 @@ def test_a_file_can_be_chosen_and_a_narrow_window_holds_all(page: Page, tmp_path
     expect(page.locator("#picture")).to_be_visible()
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= 400
+
+
+def test_findings_of_an_older_image_do_not_stay_under_a_bad_file(page: Page) -> None:
+    drop(page, "chest.png", image_file())
+    expect(page.locator("#picture")).to_be_visible()
+    drop(page, "letter.txt", b"no image")
+    expect(page.locator("#message.bad")).to_be_visible()
+    expect(page.locator("#picture")).to_be_hidden()
+    expect(page.locator("#rows li")).to_have_count(0)

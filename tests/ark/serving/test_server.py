@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import urllib.error
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
@@ -80,6 +82,13 @@ def deep() -> bytes:
     return data.getvalue()
 
 
+def bomb(side: int) -> bytes:
+    """The head of a PNG that says it has side x side pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head
+    return start + struct.pack(">I", zlib.crc32(head)) + struct.pack(">I", 0) + b"IDAT"
+
+
 @pytest.mark.parametrize(
     ("path", "data", "status", "said"),
     [
@@ -87,6 +96,8 @@ def deep() -> bytes:
         ("/api/predict", b"", 400, "cannot be read as an image"),
         ("/api/predict", file()[:200], 400, "cannot be read as an image"),
         ("/api/predict", deep(), 400, "more than 8 bits"),
+        ("/api/predict", bomb(8_000), 400, "8000 x 8000 pixels; expected at most 50,000,000"),
+        ("/api/predict", bomb(20_000), 400, "expected at most 50,000,000"),
         ("/api/predict", bytes(600_000), 413, "larger than 0.5 MB"),
         ("/api/predict?tasks=none", file(), 400, "tasks: 'none'; this model has"),
     ],
