@@ -179,7 +179,12 @@ def test_every_decoder_equals_torch(tmp_path, decoder):
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", ["dino", "deformable_detr"])
 def test_transformers_are_left_out(tmp_path, detector):
-    network = make_network([CLASSIFIERS[0], task("boxes", "detection", detector=detector)])
+    network = make_network(
+        [
+            CLASSIFIERS[0],
+            task("boxes", "detection", detector=detector, detector_args={"queries": 20}),
+        ]
+    )
     other = written(tmp_path, network)
     assert list(other.tasks) == ["toy/bce"]
     assert "chooses proposals within the network" in other.said.left_out["toy/boxes"]
