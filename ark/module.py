@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from ark.pseudo import PseudoLabels, fill, lacking, pseudo_by_task, share_filled
 from ark.schedules import Constant, Schedule, WarmupCosine
 from ark.scores import check_metrics
 from ark.surgery import Surgery
-from ark.teacher import Teacher, by_length, steps_averaged
-from ark.tracking.sinks import log_numbers
+from ark.teacher import Teacher, Teaching
+from ark.tracking.numbers import StepNumbers
 from ark.types import Batch, ConfigError, Target, TaskSpec
 from ark.weights import load_initial
 
@@ -159,14 +158,13 @@ class ArkModule(JointTraining):
         self._lr_schedule, self._lr_clock = lr_schedule, lr_clock
         self._clip = clip_by_task(tasks, clip or {})
         self.norm_penalty = NormPenalty(self.network, norm_penalty or {})
-        self.momentum, self.teacher_update, self.consistency = momentum, teacher_update, consistency
+        self.teaching = Teaching(cycle, teacher_update, momentum, consistency, momentum_by_length)
         self.ontology = Ontology.load(ontology) if ontology else None
         self.hierarchy = Hierarchy(tasks, self.ontology, hierarchy)
         self.join(balance, surgery, agvm)
-        self.agreement, self.momentum_by_length = agreement, momentum_by_length
+        self.agreement = agreement
         self.settings: dict[str, Any] = {}  # of the recipe, which a resumed run must share
-        self._numbers: dict[str, list[dict[str, Tensor]]] = {}  # to be logged with this step
-        self._check_teacher()
+        self._numbers = StepNumbers()
         agreement.check(self.network.heads_by_key().values())
         self.pseudo_labels = pseudo_by_task(tasks, pseudo_labels or {})
 
@@ -183,23 +181,6 @@ class ArkModule(JointTraining):
         check_trained(self.network, self.cycle.phases, self.growth)
         self.start = self.growth.start
         self.teacher.update(self.network, 0.0)
-
-    def _check_teacher(self) -> None:
-        clock = self.teacher_update
-        total = self.cycle.total(clock)
-        steps = range(0, total, max(1, total // 100))
-        for name, schedule in (("momentum", self.momentum), ("consistency", self.consistency)):
-            for step in steps:
-                if not 0 <= (value := schedule(step, total)) <= 1:
-                    raise ConfigError(
-                        f"model.{name}: {schedule} is {value:.4g} at {clock} {step} of {total}; "
-                        "expected numbers in [0, 1]"
-                    )
-        if self.momentum_by_length and clock == "step":
-            raise ConfigError(
-                "model.momentum_by_length: every step is as long as any other; set "
-                "model.teacher_update to phase, pass or cycle, or drop it"
-            )
 
     # -- training ---------------------------------------------------------------------------
 
@@ -218,29 +199,12 @@ class ArkModule(JointTraining):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if at.steps_of(batch.task) % every == 0:
             weight = {"weight": self.balance.weight(batch.task)} if self.balance.changes else {}
-            self._numbers.setdefault(batch.task, []).append({**result.numbers, **weight})
+            self._numbers.add(batch.task, {**result.numbers, **weight})
         return result.total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._log_numbers()
+        self._numbers.log(self.loggers, self.global_step)
         super().on_before_optimizer_step(optimizer)
-
-    def _log_numbers(self) -> None:
-        """`train/<dataset>/<task>/<loss>`, at the steps of that task only: the mean over the
-        step's micro-batches on all ranks. One that has no such number counts as 0.
-
-        Not self.log: Lightning repeats the last value of every task at each step of any task.
-        """
-        means = {
-            f"train/{task}/{name}": torch.stack([e[name] for e in found if name in e]).sum()
-            / len(found)
-            for task, found in self._numbers.items()
-            for name in dict.fromkeys(chain.from_iterable(found))
-        }
-        self._numbers = {}
-        if means:  # one look at the device, not one for each number
-            values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
-            log_numbers(self.loggers, ranks.mean_numbers(values), self.global_step)
 
     def compute(self, batch: Batch, at: Position) -> StepResult:
         """(1 - w) * task loss + w * consistency with the teacher."""
@@ -253,7 +217,7 @@ class ArkModule(JointTraining):
         if self.hierarchy.speaks_of(batch.task):
             losses["hierarchy"] = share * self.hierarchy(batch.task, head.predict(output))
             task = task + losses["hierarchy"]
-        weight = self.now(self.consistency, at)
+        weight = self.teaching.weight_at(at)
         total = (1 - weight) * task
         if (price := self.norm_penalty(batch.task)) is not None:
             losses["norm_penalty"] = price
@@ -293,24 +257,10 @@ class ArkModule(JointTraining):
         prediction = self.teacher.network.predict(batch.task, teacher_view(batch))
         return fill(batch.target, prediction, config)
 
-    def now(self, schedule: Schedule, at: Position) -> float:
-        """A schedule of the teacher: it counts the teacher's updates, so that one of Ark's is
-        constant within a pass (spec ark.md, EMA and w)."""
-        return schedule(at.count(self.teacher_update), self.cycle.total(self.teacher_update))
-
     def update_teacher(self, finished: Position) -> None:
         """Called once after every optimiser step; moves the teacher where the plan says so."""
-        if finished.ends(self.teacher_update):
-            self.teacher.update(self.network, self.momentum_at(finished))
-
-    def momentum_at(self, finished: Position) -> float:
-        """Of the teacher's update after this step, or of the next one where it has none."""
-        momentum = self.now(self.momentum, finished)
-        if self.momentum_by_length:
-            steps = steps_averaged(self.cycle, finished, self.teacher_update)
-            mean = self.cycle.total_steps / self.cycle.total(self.teacher_update)
-            momentum = by_length(momentum, steps, mean)
-        return momentum
+        if self.teaching.moves(finished):
+            self.teacher.update(self.network, self.teaching.momentum_at(finished))
 
     def configure_model(self) -> None:
         """Before the optimiser is made, strategies that shard do it here."""

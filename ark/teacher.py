@@ -1,4 +1,5 @@
-"""Teacher: an exponential moving average of the student that cannot be trained by accident."""
+"""Teacher: an exponential moving average of the student that cannot be trained by accident; and its
+schedules."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from torch import nn
 from ark.cycle import Cycle, Position, Unit
 from ark.distributed import ranks
 from ark.network import Network
+from ark.schedules import Schedule
+from ark.types import ConfigError
 
 
 class Teacher(nn.Module):
@@ -41,6 +44,66 @@ class Teacher(nn.Module):
         )
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])
+
+
+class Teaching:
+    """When the teacher moves and how far, and how much its opinion weighs.
+
+    Both schedules count the teacher's updates, so that one of Ark's is constant within a pass
+    (spec ark.md, EMA and w).
+
+    Args:
+        clock: what an update ends.
+        momentum: of the moving average.
+        consistency: weight of the consistency loss.
+        length_aware: see `by_length`.
+
+    Raises:
+        ConfigError: a schedule leaves [0, 1], or `length_aware` has nothing to act on.
+    """
+
+    def __init__(
+        self,
+        cycle: Cycle,
+        clock: Unit,
+        momentum: Schedule,
+        consistency: Schedule,
+        length_aware: bool = False,
+    ) -> None:
+        self._cycle, self._clock, self._total = cycle, clock, cycle.total(clock)
+        self._momentum, self._consistency = momentum, consistency
+        self._length_aware = length_aware
+        self._check("momentum", momentum)
+        self._check("consistency", consistency)
+        if length_aware and clock == "step":
+            raise ConfigError(
+                "model.momentum_by_length: every step is as long as any other; set "
+                "model.teacher_update to phase, pass or cycle, or drop it"
+            )
+
+    def _check(self, name: str, schedule: Schedule) -> None:
+        for update in range(0, self._total, max(1, self._total // 100)):
+            if not 0 <= (value := schedule(update, self._total)) <= 1:
+                raise ConfigError(
+                    f"model.{name}: {schedule} is {value:.4g} at {self._clock} {update} of "
+                    f"{self._total}; expected numbers in [0, 1]"
+                )
+
+    def weight_at(self, at: Position) -> float:
+        """Of the consistency loss in this step; the task's loss weighs the rest."""
+        return self._consistency(at.count(self._clock), self._total)
+
+    def moves(self, finished: Position) -> bool:
+        """Whether the teacher is updated after this step."""
+        return finished.ends(self._clock)
+
+    def momentum_at(self, finished: Position) -> float:
+        """Of the teacher's update after this step, or of the next one where it has none."""
+        momentum = self._momentum(finished.count(self._clock), self._total)
+        if self._length_aware:
+            steps = steps_averaged(self._cycle, finished, self._clock)
+            momentum = by_length(momentum, steps, self._cycle.total_steps / self._total)
+        return momentum
 
 
 def by_length(momentum: float, steps: int, mean_steps: float) -> float:

@@ -94,8 +94,8 @@ class Throughput(Callback):
 
 def _state(module: ArkModule, at: Position) -> dict[str, float]:
     return {
-        "teacher/momentum": module.momentum_at(at),
-        "teacher/consistency_weight": module.now(module.consistency, at),
+        "teacher/momentum": module.teaching.momentum_at(at),
+        "teacher/consistency_weight": module.teaching.weight_at(at),
         "plan/cycle": at.cycle + 1,
         "plan/phase": at.phases + 1,
         **memory(),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from ark.consistency import consistency_loss
 from ark.cycle import Cycle, Phase
 from ark.module import ArkModule, BackboneConfig, ProjectorConfig
 from ark.schedules import Constant, Linear
+from ark.tracking.numbers import StepNumbers
 from ark.types import ConfigError
 from toys import HEADS, SIZE, make_batch, make_task
 
@@ -140,11 +141,15 @@ def test_a_lock_without_parameters_is_refused() -> None:
         make_module("multilabel", lock=["projector"])
 
 
-def test_numbers_that_only_some_batches_have_are_logged(monkeypatch) -> None:
+def test_numbers_that_only_some_batches_have_are_logged() -> None:
     """Of pseudo-labels, where nothing was to be filled in."""
-    logged: dict[str, float] = {}
-    monkeypatch.setattr("ark.module.log_numbers", lambda _, values, step: logged.update(values))
+    logger = mock.Mock()
     loss, filled = {"loss": torch.tensor(1.0)}, {"filled": torch.tensor(0.5)}
-    numbers = {"a": [loss | filled, loss], "b": [loss, loss | filled]}
-    ArkModule._log_numbers(SimpleNamespace(loggers=[], global_step=3, _numbers=numbers))
-    assert logged == {f"train/{t}/{n}": v for t in "ab" for n, v in (("loss", 1), ("filled", 0.25))}
+    numbers = StepNumbers()
+    for task, found in {"a": [loss | filled, loss], "b": [loss, loss | filled]}.items():
+        for micro in found:
+            numbers.add(task, micro)
+    numbers.log([logger], 3)
+    numbers.log([logger], 4)  # nothing was added since
+    means = {f"train/{t}/{n}": v for t in "ab" for n, v in (("loss", 1), ("filled", 0.25))}
+    logger.log_metrics.assert_called_once_with(means, 3)

@@ -144,7 +144,7 @@ def test_a_schedule_counts_what_its_clock_says() -> None:
     factors = [module._rate(step) for step in range(10)]
     expected = [Cosine(1.0, 0.0)(k, 4) for k in (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)]
     assert factors == pytest.approx(expected)
-    momenta = [module.now(module.momentum, cycle.at(step)) for step in (1, 4, 6, 9)]
+    momenta = [module.teaching.momentum_at(cycle.at(step)) for step in (1, 4, 6, 9)]
     assert momenta == pytest.approx([Cosine(0.9, 1.0)(k, 4) for k in range(4)])
 
 
