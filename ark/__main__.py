@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 HELP = """\
 usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
@@ -27,6 +28,24 @@ usage: ark COMMAND [options]      (`ark COMMAND --help` says more)
   shards inspect  say and show what is inside shards
 """
 
+# each reads the rest of the command line itself
+OF_ARGUMENTS = {
+    "ablate": "ark.ablation:ablate",
+    "shards": "datamodules.commands:shards",
+    "slurm": "ark.slurm.command:slurm",
+}
+# parameters are options
+FUNCTIONS = {
+    "export": "ark.published.export:export",
+    "import": "ark.importing.command:import_model",
+    "models": "ark.registry:models",
+    "onnx": "ark.exporting.onnx_file:onnx",
+    "predict": "datamodules.predicting:predict",
+    "pt2": "ark.exporting.pt2_file:pt2",
+    "serve": "ark.serving.command:serve",
+    "zeroshot": "datamodules.transferring:zeroshot",
+}
+
 
 def main() -> None:
     """Entry point of the console script. Exits with 2 and one line where the user erred."""
@@ -43,56 +62,14 @@ def main() -> None:
 def _run(command: str) -> None:
     # Imported here: `ark --help` answers at once, and shards need no torch.
     if command in ("fit", "validate", "test"):
-        # each rank would warn of DDP's search for unused parameters, which it may well need
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from ark import memory
-        from ark.cli import ArkCLI
-
-        memory.settle()
-        ArkCLI()
-    elif command == "shards":
-        from datamodules.commands import shards
-
-        shards(sys.argv[2:])
-    elif command == "ablate":
-        from ark.ablation import ablate
-
-        ablate(sys.argv[2:])
-    elif command == "slurm":
-        from ark.slurm.command import slurm
-
-        slurm(sys.argv[2:])
-    elif command == "export":
-        from ark.published.export import export
-
-        _call(export, command)
-    elif command == "onnx":
-        from ark.exporting.onnx_file import onnx
-
-        _call(onnx, command)
-    elif command == "pt2":
-        from ark.exporting.pt2_file import pt2
-
-        _call(pt2, command)
-    elif command == "serve":
-        from ark.serving.command import serve
-
-        _call(serve, command)
-    elif command == "models":
-        from ark.registry import models
-
-        # `ark models NAME`
-        named = bool(sys.argv[2:]) and not sys.argv[2].startswith("-")
-        _call(models, command, [f"--name={sys.argv[2]}", *sys.argv[3:]] if named else None)
-    elif command == "import":
-        from ark.importing.command import import_model
-
-        _call(import_model, command)
-    elif command in ("predict", "zeroshot"):
-        from datamodules.predicting import predict
-        from datamodules.transferring import zeroshot
-
-        _call(predict if command == "predict" else zeroshot, command)
+        _train()
+    elif command in OF_ARGUMENTS:
+        resolve_name(OF_ARGUMENTS[command])(sys.argv[2:])
+    elif command in FUNCTIONS:
+        args = sys.argv[2:]
+        if command == "models" and args and not args[0].startswith("-"):
+            args[0] = f"--name={args[0]}"  # `ark models NAME`
+        _call(resolve_name(FUNCTIONS[command]), command, args)
     else:
         print(HELP, end="")
         if command not in ("-h", "--help"):
@@ -100,12 +77,22 @@ def _run(command: str) -> None:
             sys.exit(2)
 
 
-def _call(function: Callable[..., None], command: str, args: list[str] | None = None) -> None:
-    """With the arguments of the command line, which are the function's."""
+def _train() -> None:
+    # each rank would warn of DDP's search for unused parameters, which it may well need
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from ark import memory
+    from ark.cli import ArkCLI
+
+    memory.settle()
+    ArkCLI()
+
+
+def _call(function: Callable[..., None], command: str, args: list[str]) -> None:
+    """With options that are the function's parameters."""
     from jsonargparse import auto_cli
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    auto_cli(function, args=sys.argv[2:] if args is None else args, prog=f"ark {command}")
+    auto_cli(function, args=args, prog=f"ark {command}")
 
 
 if __name__ == "__main__":
