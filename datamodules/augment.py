@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
-from ark.types import KINDS, ConfigError, TaskSpec
+from ark.types import ConfigError, TaskSpec
+from datamodules.recipe_heads import check_names
 
 TeacherView = Literal["geometry", "whole", "same"]
 _MAPPED = ("detection", "segmentation", "points")  # the teacher is compared place by place
@@ -132,12 +133,7 @@ def choose_augments(
     Raises:
         ConfigError: names a key that is neither, or the change that asks for what cannot be.
     """
-    for name in changes:
-        if name not in KINDS and name not in specs:
-            raise ConfigError(
-                f"data.augments: {name!r} is neither a task nor a kind of task; tasks: "
-                f"{list(specs)}, kinds: {list(KINDS)}"
-            )
+    check_names("data.augments", changes, specs)
     return {key: _changed(spec, augment, changes) for key, spec in specs.items()}
 
 

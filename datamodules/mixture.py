@@ -22,6 +22,7 @@ from datamodules.config import DatasetConfig, prepare, task_specs
 from datamodules.loader import BatchLoader, FromStep, StepLoader
 from datamodules.order import Order
 from datamodules.recipe_heads import choose_heads, choose_metrics
+from datamodules.shots import choose_shots, draw_shots
 from datamodules.sources.base import SPLITS
 from datamodules.stream import EvalBatches, FirstBatches, OnBad, Share, TrainBatches
 from datamodules.tars.index import INFO_FILE
@@ -57,6 +58,8 @@ class Mixture(pl.LightningDataModule):
             YAMLs say; a task's own goes before its kind's.
         metrics: {task kind or task key: metric}: the main one of tables, best checkpoints and
             comparisons, in place of the dataset's or the head's.
+        shots: {task kind or task key: how many training samples it trains on (24) or which share
+            of them (0.1)}, drawn by `seed`; all if not named. Validation and test stay whole.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Mixture(pl.LightningDataModule):
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
         heads: dict[str, dict[str, Any]] | None = None,
         metrics: dict[str, str] | None = None,
+        shots: dict[str, int | float] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -102,6 +106,7 @@ class Mixture(pl.LightningDataModule):
         for dataset in datasets:
             self._add(dataset)
         self._specs = choose_metrics(choose_heads(self._specs, heads or {}), metrics or {})
+        self.shots = choose_shots(self._specs, shots or {})
         views = choose_augments(self._specs, augment, augments or {})
         self._keep(only or [], cycle)
         self.augments = {key: views[key] for key in self._specs}
@@ -153,7 +158,11 @@ class Mixture(pl.LightningDataModule):
         """The samples of task `key` in `split`."""
         spec = self._specs[key]
         reader = self._readers[spec.dataset]
-        return TaskData(spec, reader, split, self._uncertain[key])
+        shots, drawn = self.shots.get(key), None
+        if shots is not None and split == "train":
+            lengths = reader.index.annotated(split, spec.name)
+            drawn = draw_shots(lengths, shots, self.seed, key)
+        return TaskData(spec, reader, split, self._uncertain[key], drawn)
 
     def samples(self, key: str, count: int) -> DataLoader[Batch]:
         """The first `count` training samples of task `key` that the run will see, or all where
@@ -194,6 +203,8 @@ class Mixture(pl.LightningDataModule):
         lines = [f"data: {len(self._specs)} tasks; {self.batch_size} samples a step"]
         for key, spec in self._specs.items():
             counts = [f"{self.data(key, split).size} {split}" for split in SPLITS]
+            if key in self.shots:
+                counts[0] += f" (drawn: shots {self.shots[key]})"
             lines.append(
                 f"  {key}: {spec.kind} of {len(spec.classes)} classes, {', '.join(counts)}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +22,8 @@ def choose_heads(
     Raises:
         ConfigError: a key that is neither, a head that is no mapping, or a task without one.
     """
+    check_names("data.heads", heads, specs)
     for name, head in heads.items():
-        if name not in KINDS and name not in specs:
-            raise ConfigError(
-                f"data.heads: {name!r} is neither a task nor a kind of task; tasks: "
-                f"{list(specs)}, kinds: {list(KINDS)}"
-            )
         if not isinstance(head, Mapping) or "class_path" not in head:
             raise ConfigError(
                 f"data.heads: {name} is {head!r}; expected {{class_path: ..., init_args: ...}}"
@@ -44,15 +40,25 @@ def choose_metrics(
     Raises:
         ConfigError: a key that is neither task nor kind.
     """
-    if unknown := [name for name in metrics if name not in KINDS and name not in specs]:
-        raise ConfigError(
-            f"data.metrics: {unknown[0]!r} is neither a task nor a kind of task; tasks: "
-            f"{list(specs)}, kinds: {list(KINDS)}"
-        )
+    check_names("data.metrics", metrics, specs)
     return {
         key: replace(spec, metric=metrics.get(key, metrics.get(spec.kind, spec.metric)))
         for key, spec in specs.items()
     }
+
+
+def check_names(field: str, names: Iterable[str], specs: Mapping[str, TaskSpec]) -> None:
+    """Of a setting by task key or task kind.
+
+    Raises:
+        ConfigError: names the first name that is neither.
+    """
+    for name in names:
+        if name not in KINDS and name not in specs:
+            raise ConfigError(
+                f"{field}: {name!r} is neither a task nor a kind of task; tasks: {list(specs)}, "
+                f"kinds: {list(KINDS)}"
+            )
 
 
 def _head(spec: TaskSpec, heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class TaskData:
 
     Args:
         uncertain: what uncertain labels become in training; unknown if None.
+        drawn: for each shard the ordinals of the samples to use, in stored order; None: of all.
     """
 
     def __init__(
@@ -27,22 +28,27 @@ class TaskData:
         reader: ShardReader,
         split: str,
         uncertain: Uncertain | None = None,
+        drawn: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.spec, self.reader, self.split, self.uncertain = spec, reader, split, uncertain
-        self.lengths = reader.index.annotated(split, spec.name)  # (S,) samples of each shard
+        self._stored = reader.index.annotated(split, spec.name)  # (S,) samples of each shard
+        self._drawn = drawn
+        self.lengths = self._stored if drawn is None else np.array([len(d) for d in drawn])
         self.size = int(self.lengths.sum())
 
     def read(self, shard: int, ordinal: int) -> Sample:
         """The `ordinal`-th of this task's samples in `shard`; BadSample where it is damaged."""
         found = self.reader.shard(self.split, shard)
         rows = found.table.annotated.get(self.spec.name, ())
-        if len(rows) != self.lengths[shard]:
+        if len(rows) != self._stored[shard]:
             file = self.reader.index.split(self.split).shards[shard].file
             raise BadSample(
                 f"{file}: its table has {len(rows)} samples with {self.spec.name!r}, the index "
-                f"{self.lengths[shard]}; index the tars anew",
+                f"{self._stored[shard]}; index the tars anew",
                 "shard",
             )
+        if self._drawn is not None:
+            ordinal = self._drawn[shard][ordinal]
         return self.reader.load(StoredSample(found, int(rows[ordinal])), self.spec.name)
 
     def numbers(self, shards: np.ndarray, ordinals: np.ndarray) -> list[int]:
