@@ -263,6 +263,29 @@ def test_a_dry_run_prints_the_commands(recipe: Path, capsys) -> None:
     assert not (recipe.parent / "runs" / "dry").exists()
 
 
+def test_a_grid_is_an_array_of_jobs(recipe: Path, tmp_path: Path, capsys) -> None:
+    grid = write_grid(recipe, "array", one={}, two={"model.clip": {"segmentation": 1.0}})
+    submit = ("slurm", "submit", "--time=1-00", f"--ablate={grid}", "--dry-run")
+    ark(*submit, "--cpu-ranks=2")
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-3\n" in script
+    # the part of the script that sets `options`, with what task 2 of the array gets
+    shell = tmp_path / "options.sh"
+    setting = script[script.index('case "$SLURM_ARRAY_TASK_ID"') : script.index("esac") + 4]
+    shell.write_text(f"{setting}\nprintf '%s\\n' \"${{options[@]}}\"\n")
+    env = {"SLURM_ARRAY_TASK_ID": "2", "PATH": os.environ["PATH"]}
+    options = subprocess.run(["bash", shell], env=env, capture_output=True, text=True, check=True)
+    lines = options.stdout.splitlines()
+    assert "--run.name=array/two/seed0" in lines
+    assert '--model.clip={"segmentation": 1.0}' in lines
+    assert {"--seed_everything=0", "--trainer.devices=2"} <= set(lines)
+    with pytest.raises(SystemExit):
+        ark(*submit, "--cpu-ranks=3")
+    error = capsys.readouterr().err
+    assert "variant one: data.batch_size=4: a step's samples do not split over 3 ranks" in error
+    assert not (recipe.parent / "runs" / "array").exists()  # a dry run writes nothing
+
+
 @pytest.mark.slow  # six processes
 def test_an_ablation_that_was_killed_goes_on(recipe: Path) -> None:
     grid = write_grid(recipe, "killed_grid", joint={}, single={"run.alone": True})

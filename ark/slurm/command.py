@@ -35,7 +35,11 @@ def slurm(args: list[str]) -> None:
     if known.dry_run:
         print(script, end="")
         return
-    print(submit(script, work.folder))
+    said = submit(script, work.folder)
+    for path, text in work.marks.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    print(said)
 
 
 def _work(known: argparse.Namespace, options: list[str], job: Job) -> Work:

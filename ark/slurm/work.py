@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ class Work:
         folder: for its script and what it prints.
         options: lines of bash that set `options`.
         array: its tasks, where not the user says which.
+        marks: files to write once it is submitted, with their text.
     """
 
     name: str
     folder: Path
     options: str
     array: str | None = None
+    marks: Mapping[Path, str] = field(default_factory=dict)
 
 
 def one_recipe(options: Sequence[str], job: Job) -> Work:
@@ -68,16 +70,20 @@ def one_recipe(options: Sequence[str], job: Job) -> Work:
     return Work(name, Path(run["root"]) / name, lines)
 
 
-def check_batch(config: Mapping[str, Any], job: Job) -> None:
-    """Raises:
-    ConfigError: the ranks of the job cannot share a step's samples.
+def check_batch(config: Mapping[str, Any], job: Job, whose: str = "") -> None:
+    """
+    Args:
+        whose: in front of the setting, in the message.
+
+    Raises:
+        ConfigError: the ranks of the job cannot share a step's samples.
     """
     samples, ranks = int(config["data"]["batch_size"]), job.nodes * job.ranks
     accumulated = int(config["trainer"]["accumulate_grad_batches"] or 1)
     if samples % (ranks * accumulated):
         raise ConfigError(
-            f"slurm submit: data.batch_size={samples}: a step's samples do not split over {ranks} "
-            f"ranks x {accumulated} accumulated batches; choose a multiple"
+            f"slurm submit: {whose}data.batch_size={samples}: a step's samples do not split over "
+            f"{ranks} ranks x {accumulated} accumulated batches; choose a multiple"
         )
 
 
@@ -115,13 +121,14 @@ def grid_of_runs(path: str, only: list[str] | None, seeds: list[int] | None, job
     for number, run in enumerate(waiting):
         if run.plan.alone:
             raise ConfigError(f"slurm submit: variant {run.variant} has run.alone; leave it out")
+        check_batch(yaml.safe_load(run.plan.recipe), job, f"variant {run.variant}: ")
         run.check_folder()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / MADE_WITH).write_text(run.digest)
         mine = [*run.options, f"--seed_everything={run.seed}", *job.trainer_options()]
         cases.append(f"  {number})  # {run.label}\n{bash_array(mine)}\n  ;;")
     lines = "\n".join([f'case "{_TASK}" in', *cases, "esac"])
-    return Work(grid.name, Path(grid.root) / grid.name, lines, f"0-{len(waiting) - 1}")
+    marks = {run.folder / MADE_WITH: run.digest for run in waiting}
+    folder = Path(grid.root) / grid.name
+    return Work(grid.name, folder, lines, f"0-{len(waiting) - 1}", marks)
 
 
 def bash_array(options: Sequence[str]) -> str:
