@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from commands import write_recipe
+from commands import ark, write_recipe
 from safetensors.torch import load_file
 from test_ranks import MASKS, ark_on
 from tracing import traced_losses
@@ -59,8 +59,9 @@ def recipe_of(folder: Path) -> Path:
 def fit(folder: Path, ranks: int, trace: str, *options: str) -> dict[int, float]:
     """The losses of a session's steps."""
     callback = {"class_path": "tracing.Trace", "init_args": {"folder": str(folder / trace)}}
-    args = ["--config", recipe_of(folder), "--ckpt_path=auto", f"--trainer.callbacks=[{callback}]"]
-    ark_on(ranks, "fit", *args, *options)
+    args = ["fit", "--config", recipe_of(folder), "--ckpt_path=auto"]
+    args += [f"--trainer.callbacks=[{callback}]", *options]
+    ark(*args) if ranks == 1 else ark_on(ranks, *args)
     return traced_losses(folder / trace)
 
 
