@@ -32,6 +32,7 @@ from ark.growing import table as growth
 from ark.growing.config import OPTIONS
 from ark.module import ArkModule
 from ark.planning import CycleConfig
+from ark.published import lineage
 from ark.run import (
     LAST,
     RunConfig,
@@ -210,6 +211,7 @@ class ArkCLI(LightningCLI):
             if model.growth.rows:
                 log.info("%s", model.growth.table())
                 growth.write(run.folder, model.start, model.growth.table())
+                lineage.write(run.folder, model.growth.lineage)
         facts, versions = yaml.safe_load(recipe), datamodule.versions()
         with session(trainer.loggers, run.folder, facts, versions, trainer.world_size):
             fitting.fit(trainer, model, datamodule, run, ckpt_path)

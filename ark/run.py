@@ -25,6 +25,7 @@ from ark.forgetting import MATRIX, NUMBERS, PICTURE, Forgetting
 from ark.growing.table import FILE as GROWTH
 from ark.ledger import LEDGER, SKIPPED, Ledger
 from ark.pictures import Pictures
+from ark.published.lineage import FILE as LINEAGE
 from ark.report import INTERVALS, REPORT, RESULTS, START
 from ark.tracking.callbacks import tracking_callbacks
 from ark.tracking.identity import WANDB_ID, Mode
@@ -151,7 +152,7 @@ def clear_folder(run: RunConfig) -> None:
     for name in ("checkpoints", "logs", "model", "pictures", CODE, FAULTS):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     written = (START, RESULTS, INTERVALS, REPORT, WANDB_ID, SESSIONS, LEDGER, SKIPPED)
-    for name in (*written, MATRIX, NUMBERS, PICTURE, GROWTH):
+    for name in (*written, MATRIX, NUMBERS, PICTURE, GROWTH, LINEAGE):
         (run.folder / name).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
 

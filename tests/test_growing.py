@@ -13,6 +13,7 @@ from commands import TASKS, ark, write_recipe
 
 from ark.checkpoint import load_network
 from ark.growing.table import FILE
+from ark.published.config import read_config
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "recipes"
 OLD = ["tiny_findings/findings", "tiny_boxes/boxes"]
@@ -85,6 +86,14 @@ def test_the_table_is_in_the_report_and_the_start_in_the_recipe(
     assert [states[f"head {key}"] for key in TASKS] == ["taken", "taken", "new", "new"]
     config = yaml.safe_load((grown / "config.yaml").read_text())
     assert (config["init_from"], config["init_which"]) == (str(published), "teacher")
+
+
+def test_what_it_began_as_travels_with_the_model(grown: Path) -> None:
+    ark("export", grown, grown.parent / "grown_published")
+    start = read_config(grown.parent / "grown_published").start
+    assert start is not None
+    assert (start["name"], start["which"], start["start"]) == ("old", "teacher", None)
+    assert {name.partition("/")[0] for name in OLD} == set(start["data"])
 
 
 def test_a_run_its_checkpoint_and_its_model_are_the_same_start(

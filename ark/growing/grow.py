@@ -12,6 +12,7 @@ from ark.growing.source import Source
 from ark.growing.table import Row, table
 from ark.head import Head
 from ark.network import Network
+from ark.published.lineage import Lineage
 
 
 @dataclass
@@ -21,12 +22,14 @@ class Growth:
     Args:
         rows: a row a part.
         heads: by task key, what the heads took that start from data (see `restore`).
+        lineage: of the source.
     """
 
     where: str = ""
     which: str = ""
     rows: list[Row] = field(default_factory=list)
     heads: dict[str, dict[str, Taken]] = field(default_factory=dict)
+    lineage: Lineage = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -62,7 +65,7 @@ def grow(network: Network, source: Source, names: Mapping[str, str | None]) -> G
             resize it to. Nothing was changed.
     """
     source.check_names(names)
-    growth = Growth(source.where, source.which)
+    growth = Growth(source.where, source.which, lineage=source.lineage)
     found: dict[str, Match] = {"backbone": match_backbone(network, source)}
     if projector := _match_projector(network, source):
         found["projector"] = projector

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ark.checkpoint import ARCHITECTURE, load_state
 from ark.errors import ConfigError
+from ark.published import lineage
 from ark.published.config import CONFIG, check_weights, read_config
+from ark.published.lineage import Lineage
 from ark.published.loading import find
 
 Which = Literal["teacher", "student"]
@@ -28,6 +30,7 @@ class Source:
         architecture: see `Network.architecture`.
         state: of the whole network, by the names of `Network.state_dict`.
         mean, std: of the three channels, as a published model states them; [] of a run's own.
+        lineage: what it is, and what it began as itself.
     """
 
     where: str
@@ -36,6 +39,7 @@ class Source:
     state: Mapping[str, Tensor]
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
+    lineage: Lineage = field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -88,7 +92,7 @@ def _load(where: str, which: Which) -> Source:
     own = any((path / name).exists() for name in ("model", ARCHITECTURE))
     if path.is_file() or (own and not (path / CONFIG).is_file()):
         architecture, state = load_state(path, which)
-        return Source(where, which, architecture, state)
+        return Source(where, which, architecture, state, lineage=lineage.of_run(path, which))
     if not path.is_dir() and path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
         raise ConfigError(f"{where}: no such file")
     return _published(find(str(path) if path.is_dir() else where), where, which)
@@ -109,4 +113,5 @@ def _published(folder: Path, where: str, which: Which) -> Source:
         raise ConfigError(f"{weights}: is damaged: {error}") from error
     if facts.parts == "backbone":
         state = {f"backbone.model.{name}": value for name, value in state.items()}
-    return Source(where, facts.which, facts.architecture, state, facts.mean, facts.std)
+    before = lineage.of_model(facts)
+    return Source(where, facts.which, facts.architecture, state, facts.mean, facts.std, before)

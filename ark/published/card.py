@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from ark.published.config import WEIGHTS, Facts
+from ark.published.lineage import Lineage, chain
 
 
 def card(facts: Facts) -> str:
@@ -24,6 +25,8 @@ def card(facts: Facts) -> str:
         LIMITS,
         "## Data",
         _data(facts.data),
+        _part(facts.recipe),
+        *(["## What the weights began as", _started(facts.start)] if facts.start else []),
         "## Training",
         _training(facts),
     ]
@@ -34,8 +37,8 @@ LIMITS = """\
 For research, and as a start for fine-tuning. It has not been tested on data of other sources than
 those below, is no medical device, and must not decide about patients. The scores are of test splits
 from the same sources as the training data, whose biases (acquisition, population, labels made by
-rules or by one reader) the model shares. The license of the data may limit what the weights may be
-used for: see the table of the data."""
+rules or by one reader) the model shares. The licenses of the data, and of what the weights began
+as, may limit what they may be used for: see the tables below."""
 
 
 def _front(facts: Facts) -> str:
@@ -133,6 +136,31 @@ def _data(data: Mapping[str, Any]) -> str:
     return tabulate(rows, titles, tablefmt="github", disable_numparse=True)
 
 
+def _part(recipe: Mapping[str, Any]) -> str:
+    """Few-shot: who is told of 697 samples must not think that all were used."""
+    shots = recipe.get("data", {}).get("shots")
+    return f"Trained on a drawn part of them: `data.shots` {json.dumps(shots)}." if shots else ""
+
+
+def _started(start: Lineage | None) -> str:
+    rows = [
+        [
+            before.get("name", ""),
+            before.get("which", ""),
+            before.get("license") or "not stated",
+            "; ".join(
+                f"{name} ({facts.get('license') or 'license not stated'})"
+                for name, facts in (before.get("data") or {}).items()
+            )
+            or before.get("about", "not stated"),
+            f"`{before['sha256'][:12]}`" if before.get("sha256") else "",
+        ]
+        for before in chain(start)
+    ]
+    titles = ["model", "which", "license", "trained on", "sha256"]
+    return tabulate(rows, titles, tablefmt="github", disable_numparse=True)
+
+
 def _training(facts: Facts) -> str:
     if not facts.code and not facts.recipe:
         return "Not stated."
@@ -141,8 +169,4 @@ def _training(facts: Facts) -> str:
     ]
     if facts.recipe:
         lines.append("- recipe: under `ark.recipe` in config.json")
-        start = facts.recipe.get("init_from") or facts.recipe.get("model", {}).get(
-            "backbone", {}
-        ).get("weights")
-        lines += [f"- start: {json.dumps(start)}"] if start else []
     return "\n".join(lines)

@@ -38,6 +38,7 @@ class Facts:
         metrics: task -> metric -> {"value": test split, "interval": [low, high] at 95 %}.
         code: commit, versions of the libraries, when it ran.
         license: of the model, as an SPDX name such as apache-2.0.
+        start: what the weights began as (see `ark.published.lineage`); None: random.
     """
 
     architecture: dict[str, Any]
@@ -53,6 +54,7 @@ class Facts:
     metrics: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
     license: str = ""
+    start: dict[str, Any] | None = None
 
     @property
     def image_size(self) -> int:

@@ -8,11 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ark.checkpoint import load_network
 from ark.errors import ConfigError
 from ark.network import Network
+from ark.published import lineage
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, Parts
 from ark.published.writing import only, write_model
 
@@ -65,27 +64,19 @@ def export(
 
 def facts_of(path: Path, network: Network, which: str) -> Facts:
     """What a run's folder says of its model; of a checkpoint without one, little."""
-    folder = path.parent.parent if path.is_file() else path
-    recipe = _yaml(folder / "config.yaml")
+    folder = lineage.folder_of(path)
+    recipe = lineage.read_recipe(folder)
     sessions = _json(folder / "sessions.json") or [{}]
     return Facts(
         network.architecture,
         which=which,
         name=recipe.get("run", {}).get("name") or folder.name,
         recipe=recipe,
-        data=_data(recipe, sessions[-1].get("versions", {})),
+        data=lineage.data_of(folder),
         metrics=_metrics(folder, which) if path.is_dir() else {},
         code=_code(sessions[-1]),
+        start=lineage.start_of(folder),
     )
-
-
-def _data(recipe: dict[str, Any], versions: dict[str, Any]) -> dict[str, Any]:
-    datasets = {d["name"]: d for d in recipe.get("datasets", []) if isinstance(d, dict)}
-    return {
-        name: facts
-        | {key: datasets.get(name, {}).get(key, "") for key in ("license", "attribution")}
-        for name, facts in versions.items()
-    }
 
 
 def _metrics(folder: Path, which: str) -> dict[str, Any]:
@@ -108,10 +99,6 @@ def _code(session: dict[str, Any]) -> dict[str, Any]:
     }
     found |= {name: version(name) for name in LIBRARIES}
     return {name: value for name, value in found.items() if value}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def _json(path: Path) -> Any:
