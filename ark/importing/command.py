@@ -20,6 +20,7 @@ from ark.importing.record import Record
 from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, sha256
 from ark.published.writing import write_model
+from ark.registry import known
 
 log = logging.getLogger("ark")
 Kind = Literal["ark6", "ark_plus", "foundation_x", "foundation_x_plus", "encoder"]
@@ -65,7 +66,7 @@ def import_model(
         drop: beginnings of names that are left out.
         mean, std: three numbers in 0..1 each, that the input is normalised with; by default timm's.
         name: of the model; the file's if not given.
-        license: of the weights, as an SPDX name.
+        license: of the weights, as an SPDX name; of the papers' files what `ark models` says.
         overwrite: replace the files of an earlier import.
 
     Raises:
@@ -86,7 +87,8 @@ def import_model(
     network = make(found, record, file)
     _normalise(network, found.imagenet, mean, std, record)
     facts = _facts(network, record, kind, Path(file), place)
-    facts.name, facts.license = name or Path(file).name.split(".")[0], license
+    facts.name = name or Path(file).name.split(".")[0]
+    facts.license = license or _authors_license(kind)
     write_model(folder, network, facts)
     log.info("%s", record.table())
     for note in record.notes:
@@ -174,6 +176,12 @@ def _normalise(
     record.notes.append(
         f"input normalised with {', '.join(said)}; if its authors did otherwise: --mean, --std"
     )
+
+
+def _authors_license(kind: Kind) -> str:
+    """Of the papers' files; of an encoder nobody knows."""
+    model = known().get(kind)
+    return model.license if model else ""
 
 
 def _whose(kind: Kind, place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,11 +43,9 @@ as, may limit what they may be used for: see the tables below."""
 
 
 def _front(facts: Facts) -> str:
-    license = facts.license.lower()
     lines = [
         "---",
-        f"license: {license or 'other'}",
-        *([] if license else ["license_name: not-stated"]),
+        *_license(facts.license),
         f"library_name: {'timm' if facts.parts == 'backbone' else 'ark'}",
         "tags:",
         "- ark",
@@ -55,6 +54,13 @@ def _front(facts: Facts) -> str:
         "---",
     ]
     return "\n".join(lines)
+
+
+def _license(name: str) -> list[str]:
+    """Hubs know SPDX names; of another license they take a name in words."""
+    if re.fullmatch(r"[A-Za-z0-9.+-]+", name):
+        return [f"license: {name.lower()}"]
+    return ["license: other", f"license_name: {json.dumps(name or 'not-stated')}"]
 
 
 def _about(facts: Facts) -> str:
@@ -72,7 +78,8 @@ def _about(facts: Facts) -> str:
         f"- Input: {side} x {side} pixels, gray or RGB, resized without regard to the aspect "
         f"ratio; bytes divided by 255, then mean {_numbers(facts.mean)} and standard deviation "
         f"{_numbers(facts.std)}. `ark.load` does this.\n"
-        f"- Weights: `{WEIGHTS}`, {facts.precision}, sha256 `{facts.sha256}`."
+        f"- Weights: `{WEIGHTS}`, {facts.precision}, sha256 `{facts.sha256}`.\n"
+        f"- License of the weights: {facts.license or 'not stated'}."
     )
 
 

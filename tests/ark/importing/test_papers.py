@@ -171,6 +171,20 @@ def test_ark_plus_may_be_a_convnext(tmp_path: Path) -> None:
     assert model.network.architecture["backbone"]["name"] == "convnext_base"
 
 
+def test_the_authors_license_is_written_down_unless_another_is_given(tmp_path: Path) -> None:
+    model = imported(tmp_path, "ark_plus", foreign.ark_plus_file())
+    assert model.facts.license == "the authors', non-commercial"
+    card = (tmp_path / "model" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["license_name"]) == ("other", model.facts.license)
+    options = {"license": "CC-BY-4.0", "overwrite": True}
+    assert imported(tmp_path, "ark_plus", foreign.ark_plus_file(), **options).facts.license == (
+        "CC-BY-4.0"
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
+
+
 def test_the_command_writes_what_load_reads(tmp_path: Path) -> None:
     torch.save(foreign.ark_plus_file(), tmp_path / "Ark6_swinLarge768_ep50.pth.tar")
     command = [sys.executable, "-m", "ark", "import", "ark_plus"]
