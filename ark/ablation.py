@@ -238,6 +238,7 @@ def ablate(args: list[str]) -> None:
     parser.add_argument("grid", help="YAML: see ark.grid.Grid")
     parser.add_argument("--seeds", type=list[int] | None, help="in place of the grid's")
     parser.add_argument("--only", type=list[str] | None, help="variants to run; default: all")
+    parser.add_argument("--against", help="compare to this variant; default: the first")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     options = parser.parse_args(args)
@@ -247,7 +248,8 @@ def ablate(args: list[str]) -> None:
     variants = list(grid.combined())
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"ablate: seeds={seeds}; expected at least one, each once")
-    if unknown := sorted(set(options.only or []) - set(variants)):
+    named = {*(options.only or []), *filter(None, [options.against])}
+    if unknown := sorted(named - set(variants)):
         raise ConfigError(f"ablate: no variant {unknown[0]!r}; the grid has {variants}")
     if options.jobs < 1:
         raise ConfigError(f"ablate: jobs={options.jobs}; expected at least 1")
@@ -262,6 +264,7 @@ def ablate(args: list[str]) -> None:
     failed = execute(chosen, options.jobs)
     found = collect(runs)
     ran = {seed for cell in found.values() for values in cell.values() for seed in values}
+    variants.sort(key=lambda variant: variant != options.against)  # stable: all others stay
     made = rows(found, variants)
     shown = [seed for seed in every if seed in ran]
     folder = Path(grid.root) / grid.name

@@ -253,6 +253,12 @@ def test_a_wrong_option_names_its_variant(recipe: Path, capsys) -> None:
     assert "variant two: `ark fit` does not take its options" in error
 
 
+def test_a_comparison_to_no_variant_is_an_error(recipe: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        ark("ablate", write_grid(recipe, "against", one={}), "--against=other")
+    assert "no variant 'other'; the grid has ['one']" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_commands(recipe: Path, capsys) -> None:
     first = [{"task": KEEP[0], "steps": 4}, {"task": KEEP[1], "steps": 4}]
     grid = write_grid(recipe, "dry", one={}, two={"cycle.phases": first})
@@ -323,6 +329,8 @@ def test_an_ablation_that_was_killed_goes_on(recipe: Path) -> None:
     text = (folder / "ablation.md").read_text()
     assert "## Teacher, less joint" in text
     assert "forgetting" in text
+    ark("ablate", grid, "--against=single")  # nothing is run again
+    assert "## Teacher, less single" in (folder / "ablation.md").read_text()
     # the same plan for each task alone as in the joint run
     alone = folder / "single" / "seed0" / "alone" / KEEP[0] / "config.yaml"
     assert yaml.safe_load(alone.read_text())["seed_everything"] == 0
