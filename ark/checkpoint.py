@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ark.checkpoints.sealing import verify
 from ark.distributed import ranks
+from ark.importing.reading import read
 from ark.network import Network
 from ark.published.config import CONFIG
 from ark.types import ConfigError
@@ -89,12 +89,12 @@ def _from_folder(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tens
 
 def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     verify(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes torch raise
-        raise ConfigError(f"checkpoint {path}: cannot be read safely: {error}") from error
-    if not isinstance(checkpoint, dict) or "ark" not in checkpoint:
-        raise ConfigError(f"checkpoint {path}: not written by `ark fit`")
+    checkpoint = read(path)
+    if not is_training(checkpoint):
+        raise ConfigError(
+            f"checkpoint {path}: not written by `ark fit`; of the papers' files and others' "
+            f"encoders `ark import KIND {path} FOLDER` makes a folder that can be used instead"
+        )
     prefix = {"student": "network.", "teacher": "teacher.network."}[which]
     state = {
         name.removeprefix(prefix): value
@@ -102,6 +102,11 @@ def _from_training(path: Path, which: str) -> tuple[dict[str, Any], dict[str, Te
         if name.startswith(prefix)
     }
     return checkpoint["ark"]["architecture"], state
+
+
+def is_training(content: Mapping[str, Any]) -> bool:
+    """Whether a file with this content is a checkpoint of `ark fit`."""
+    return isinstance(content.get("ark"), Mapping) and "state_dict" in content
 
 
 def check_same(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

@@ -146,7 +146,10 @@ class ArkCLI(LightningCLI):
         if self.subcommand != "fit" or init.source is None:
             return
         if config.ckpt_path is None:
-            self.source = init.load()
+            mine, size = config.model.backbone, config.data.image_size
+            self.source = init.load({"name": mine.name, "image_size": size, "args": mine.args})
+            for line in self.source.said:
+                rank_zero_only(log.info)(line)
         if (given := config.model.backbone.weights) != "random":
             rank_zero_only(log.info)(
                 f"init_from: the backbone's weights come from there, not from {given!r}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ark.errors import ConfigError
-from ark.growing.source import Source, Which, load_source
+from ark.growing.loading import load_source
+from ark.growing.source import Source, Which
 
 # name on the command line and in a recipe: (type, default, help)
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -15,7 +16,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
         str | None,
         None,
         "start a NEW run from these weights: a published folder, a hub's owner/name, a run's "
-        "folder or a checkpoint's file",
+        "folder, a checkpoint's file, a file of the papers or an encoder's",
     ),
     "init_names": (
         dict[str, str | None],
@@ -30,7 +31,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
 class InitConfig:
     """
     Args:
-        source: a published folder, a hub's repository, a run's folder or a training checkpoint.
+        source: a published folder, a hub's repository, a run's folder, a training checkpoint, or a
+            file that `ark import` reads.
         names: task key of this run -> task key there, where they differ; None: a new head.
         which: the network of the two that gives the weights.
     """
@@ -67,13 +69,16 @@ class InitConfig:
                     f"{list(declared)}"
                 )
 
-    def load(self) -> Source:
+    def load(self, backbone: Mapping[str, Any]) -> Source:
         """
+        Args:
+            backbone: {"name", "image_size", "args"} of this run.
+
         Raises:
             ConfigError: nothing is there that can be read, or it has not a task of `names`.
         """
         assert self.source is not None
-        source = load_source(self.source, self.which)
+        source = load_source(self.source, self.which, backbone)
         source.check_names(self.names)
         return source
 

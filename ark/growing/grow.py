@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ark.growing.backbone import match_backbone
 from ark.growing.heads import head_tensors, match_head
+from ark.growing.options import flow
 from ark.growing.parts import Match, Taken, all_new, take_or_leave
 from ark.growing.source import Source
 from ark.growing.table import Row, table
@@ -91,12 +92,14 @@ def _match_projector(network: Network, source: Source) -> Match | None:
     here, there = network.architecture["projector"], source.architecture.get("projector")
     if not here and not there:
         return None
-    if not here:
-        note = "this run has none (model.projector)"
-        return Row("projector", "dropped", dropped=len(theirs), note=note), {}
     if not there:
         return all_new("projector", mine, theirs, "there is none there")
-    return take_or_leave("projector", mine, theirs)
+    theirs_is = f"model.projector is {flow({k: v for k, v in there.items() if v})} there"
+    if not here:
+        note = f"this run has none; {theirs_is}"
+        return Row("projector", "dropped", dropped=len(theirs), note=note), {}
+    row, taken = take_or_leave("projector", mine, theirs)
+    return (replace(row, note=f"{row.note}; {theirs_is}") if row.note else row), taken
 
 
 def _match_shared(network: Network, source: Source, name: str) -> Match:

@@ -8,5 +8,6 @@ foundation   Foundation X and X+ (spec foundation_x.md, Reading its checkpoints)
 dino         their localization parts: DINO's names to mmdet's
 tasks        tasks and classes of the papers' heads, named as in configs/datasets
 record       what was used, renamed, dropped and missing
+making       from a file's tensors to a network, also for `--init_from`
 command      `ark import`
 """

@@ -5,25 +5,18 @@ from __future__ import annotations
 import logging
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
-
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor
+from typing import Any
 
 from ark.errors import ConfigError
-from ark.importing.encoders import unwrapped
-from ark.importing.foundation import ENCODER, find_foundation
-from ark.importing.papers import find_ark
-from ark.importing.parts import Found, LastShift, Options, fill, find_encoder, own_parts
-from ark.importing.reading import FLAT, PLACES, Which, read, tensors
+from ark.importing.making import Kind, authors_license, find, make, normalise, whose, without
+from ark.importing.parts import LastShift, Options
+from ark.importing.reading import FLAT, Which, read, tensors
 from ark.importing.record import Record
 from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, sha256
 from ark.published.writing import write_model
-from ark.registry import known
 
 log = logging.getLogger("ark")
-Kind = Literal["ark6", "ark_plus", "foundation_x", "foundation_x_plus", "encoder"]
 
 
 def import_model(
@@ -79,16 +72,16 @@ def import_model(
     if kind == "ark6" and which == "student" and place == FLAT:
         raise ConfigError(f"{file}: a flat file of Ark-6 holds the teacher alone; --which=teacher")
     record = Record()
-    state = _kept(state, drop or [], record)
+    state = without(state, drop or [], record)
     options = Options(
         backbone, backbone_args or {}, image_size, last_shift, heads, classes or {}, first_class
     )
     found = find(kind, state, options, record)
     network = make(found, record, file)
-    _normalise(network, found.imagenet, mean, std, record)
+    normalise(network, found.imagenet, record, mean, std)
     facts = _facts(network, record, kind, Path(file), place)
     facts.name = name or Path(file).name.split(".")[0]
-    facts.license = license or _authors_license(kind)
+    facts.license = license or authors_license(kind)
     write_model(folder, network, facts)
     log.info("%s", record.table())
     for note in record.notes:
@@ -96,106 +89,12 @@ def import_model(
     log.info("%s: %s of %s, heads %s", folder, place, file, list(network.tasks) or "none")
 
 
-def find(kind: Kind, state: dict[str, Tensor], options: Options, record: Record) -> Found:
-    """What the file holds, as a network's architecture and tensors."""
-    if kind in ("ark6", "ark_plus"):
-        return find_ark(state, options, record, bce=kind == "ark6")
-    if kind in ("foundation_x", "foundation_x_plus"):
-        return find_foundation(state, options, record)
-    inner, prefix = unwrapped(state, record)
-    return find_encoder(inner, options, record, prefix, keeps_shift=prefix == ENCODER)
-
-
-def make(found: Found, record: Record, path: Any) -> Network:
-    """The network with the file's weights, without the optional heads that are not whole.
-
-    Raises:
-        ConfigError: tensors have no place or are missing.
-    """
-    found = _whole(found, record)
-    network = Network(found.backbone, found.projector, found.tasks)
-    fill(network, found.state, record, path)
-    return network.eval()
-
-
-def _whole(found: Found, record: Record) -> Found:
-    """Leaves out optional heads that lack a tensor, and shared parts that none then uses."""
-    if not found.optional:
-        return found
-    try:
-        own = list(Network(found.backbone, found.projector, found.tasks).state_dict())
-    except ConfigError as error:
-        found.optional = {key: str(error) for key in found.optional}
-        own = []
-    parts = [n for n in own if n.startswith("shared.") and n not in found.state]
-    for key, why in found.optional.items():
-        mine = [n for n in own if n.startswith(f"heads.{key}.") and n not in found.state]
-        lacking = [n for n in (*parts, *mine) if own_parts(n) is None]
-        if why or lacking:
-            why = why or f"{len(lacking)} tensors are missing, such as {lacking[0]}"
-            _leave_out(found, f"heads.{key}.", f"{key} is left out: {why}", record)
-            found.tasks = [task for task in found.tasks if task.key != key]
-    if not any(task.key in found.optional for task in found.tasks):
-        _leave_out(found, "shared.", "of detectors, of which none is whole", record)
-    return found
-
-
-def _leave_out(found: Found, prefix: str, why: str, record: Record) -> None:
-    for target in [name for name in found.state if name.startswith(prefix)]:
-        del found.state[target]
-        for source in record.forget(target):
-            if source not in record.used:
-                record.drop(source, why)
-
-
-def _kept(state: dict[str, Tensor], drop: list[str], record: Record) -> dict[str, Tensor]:
-    left = tuple(drop)
-    for name in [name for name in state if left and name.startswith(left)]:
-        record.drop(name, "left out by --drop")
-    return {name: tensor for name, tensor in state.items() if name not in record.dropped}
-
-
-def _normalise(
-    network: Network,
-    imagenet: bool,
-    mean: list[float] | None,
-    std: list[float] | None,
-    record: Record,
-) -> None:
-    """Sets what the input is normalised with; no file says it."""
-    said = []
-    usual = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if imagenet else (None, None)
-    for option, asked, common in (("mean", mean, usual[0]), ("std", std, usual[1])):
-        values = asked if asked is not None else common
-        buffer = getattr(network.backbone, option)
-        if values is not None:
-            if len(values) != 3:
-                raise ConfigError(f"--{option} is {values}; expected three numbers, one a channel")
-            buffer.copy_(buffer.new_tensor(values).view(3, 1, 1))
-        said.append(f"{option} {[round(value, 4) for value in buffer.flatten().tolist()]}")
-    record.notes.append(
-        f"input normalised with {', '.join(said)}; if its authors did otherwise: --mean, --std"
-    )
-
-
-def _authors_license(kind: Kind) -> str:
-    """Of the papers' files; of an encoder nobody knows."""
-    model = known().get(kind)
-    return model.license if model else ""
-
-
-def _whose(kind: Kind, place: str) -> str:
-    if place in PLACES["teacher"] or (kind == "ark6" and place == FLAT):
-        return "teacher"
-    return "file" if kind == "encoder" or place == FLAT else "student"
-
-
 def _facts(network: Network, record: Record, kind: Kind, path: Path, place: str) -> Facts:
     origin = {"kind": kind, "file": path.name, "sha256": sha256(path), "part": place}
     return Facts(
         network.architecture,
         parts="heads" if network.tasks or network.architecture["projector"] else "backbone",
-        which=_whose(kind, place),
+        which=whose(kind, place),
         code={
             "imported from": f"{path.name} ({kind}, {place})",
             "ark": version("ark-foundation"),

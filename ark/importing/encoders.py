@@ -5,6 +5,7 @@ The layout is found by looking at the keys. Names that no rule changes stay: the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -193,19 +194,36 @@ def fitted(state: Mapping[str, Tensor], model: Any, record: Record) -> dict[str,
     own = model.state_dict()
     found = {}
     for name, tensor in state.items():
-        if name not in own and re.match(r"(head|fc|classifier|fc_norm)\.", name):
+        if name not in own and re.match(r"(head|head_dist|fc|classifier|fc_norm)\.", name):
             for source in record.forget(f"backbone.model.{name}"):
                 record.drop(source, CLASSIFIER)
             continue
         if name == "pos_embed" and name in own and tensor.shape != own[name].shape:
-            record.notes.append(
-                f"pos_embed resampled from {tensor.shape[1]} to {own[name].shape[1]} places"
-            )
-            grid = model.patch_embed.grid_size
-            prefix = getattr(model, "num_prefix_tokens", 1)
-            tensor = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
+            tensor = _resampled(tensor, model, record)
         found[name] = tensor
     return found
+
+
+def _resampled(places: Tensor, model: Any, record: Record) -> Tensor:
+    """A position embedding (1, places, D) for the model's grid of patches.
+
+    Raises:
+        ConfigError: its places are no square beside the model's class and other tokens.
+    """
+    expected = model.pos_embed.shape[1]
+    prefix = (
+        0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    )
+    patches = places.shape[1] - prefix
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise ConfigError(
+            f"pos_embed has {places.shape[1]} places, expected a square of patches and {prefix} of "
+            "other tokens; name the timm model that has such tokens (distilled, registers, no "
+            "class token) with --backbone"
+        )
+    record.notes.append(f"pos_embed resampled from {places.shape[1]} to {expected} places")
+    grid = list(model.patch_embed.grid_size)
+    return resample_abs_pos_embed(places, grid, num_prefix_tokens=prefix)
 
 
 def _renamed(layout: Layout, name: str) -> str:

@@ -13,7 +13,7 @@ from ark.errors import ConfigError
 from ark.importing.encoders import fitted, imagenet, to_timm
 from ark.importing.record import Record
 from ark.importing.tasks import classification
-from ark.importing.variants import FIX, find_variant, swin_side
+from ark.importing.variants import FIX, find_variant, swin_side, vit_side
 from ark.types import TaskSpec
 
 LastShift = Literal["origin", "keep", "off"]
@@ -69,7 +69,8 @@ def find_encoder(
         sides: window -> pixels of the input, where the file does not say them.
     """
     named = to_timm(state, record, prefix)
-    backbone = _variant(named, options, options.image_size or swin_side(state), sides, record)
+    side = options.image_size or swin_side(state) or vit_side(named)
+    backbone = _variant(named, options, side, sides, record)
     if "swin" in backbone["name"]:
         _set_shift(backbone, options.last_shift, keeps_shift, record)
     kept = fitted(named, Backbone(**backbone).model, record)
@@ -148,6 +149,11 @@ def add_linear_heads(
     begin = f"{prefix}."
     numbers = sorted({int(n[len(begin) :].split(".")[0]) for n in state if n.startswith(begin)})
     keys = list(options.heads if options.heads is not None else usual)
+    if not numbers and keys:
+        raise ConfigError(
+            f"no tensor begins with {begin!r}, so the file has no heads; leave them out with "
+            "--heads='[]', or say `ark import encoder` for the backbone alone"
+        )
     if numbers != list(range(len(keys))):
         raise ConfigError(
             f"{prefix}: the file has heads {numbers}, but {len(keys)} datasets are named ({keys}); "
@@ -157,8 +163,9 @@ def add_linear_heads(
     for number, key in zip(numbers, keys, strict=True):
         source = f"{prefix}.{number}"
         if key == SKIP:
-            for name in ("weight", "bias"):
-                record.drop(f"{source}.{name}", "left out by --heads")
+            for name in state:
+                if name.startswith(f"{source}."):
+                    record.drop(name, "left out by --heads")
             continue
         task = classification(key, options.classes, bce)
         found.state |= _linear_head(state, source, task, record)
@@ -171,8 +178,14 @@ def _linear_head(
     """One Linear of the file as a classification head.
 
     Raises:
-        ConfigError: it has not as many outputs as the task has classes.
+        ConfigError: it is not whole, or has not as many outputs as the task has classes.
     """
+    parts = [f"{source}.{name}" for name in ("weight", "bias")]
+    if missing := [name for name in parts if name not in state]:
+        raise ConfigError(
+            f"{missing[0]} is missing, of the head of {task.key}; the file is not whole. To leave "
+            f"this head out write {SKIP!r} in its place in --heads"
+        )
     weight = state[f"{source}.weight"]
     if len(weight) != len(task.classes):
         raise ConfigError(
@@ -203,6 +216,11 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], record: Record, path: 
             "leave them out with --drop=BEGINNING_OF_NAME"
         )
     for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(
+                f"{path}: {name} holds numbers that are infinite or none (NaN); the file is "
+                "damaged, or its training diverged: take an earlier one"
+            )
         if tensor.shape != own[name].shape:
             raise ConfigError(
                 f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}; "

@@ -28,6 +28,7 @@ PLACES = {
     "student": ("student", "state_dict", "model"),
 }
 FLAT = "the file"  # a place: the tensors are at its top
+_WRAP = re.compile(r"^((module|_orig_mod)\.)+")
 _SCALARS = ("Bool", "Int32", "Int64", "UInt8", "Float16", "Float32", "Float64")
 
 
@@ -50,7 +51,7 @@ def read(path: str | Path) -> dict[str, Any]:
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read, it is cut off or damaged: {error}") from error
+        raise ConfigError(f"{path}: cannot be read, {_damage(error)}") from error
     except Exception as error:  # the unpickler's own, and whatever a hostile pickle provokes
         raise ConfigError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):
@@ -66,12 +67,21 @@ def _plain() -> list[Any]:
     return [*((scalar, name) for name in modules), np.dtype, *dtypes, argparse.Namespace]
 
 
+def _damage(error: Exception) -> str:
+    """Without torch's advice to load it unrestricted."""
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, which holds code; save the module's state_dict()"
+    return f"it is cut off or damaged: {str(error) or 'it is empty'}"
+
+
 def _refusal(path: Path, error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
         r"(?:Unsupported (?:global|class)|named) ['`]?([\w.]+)", str(error)
     )
     if found is None:
-        return f"{path}: is no checkpoint of torch, or damaged: {error!r}"
+        inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        cause = inner[1].strip() if inner else repr(error)
+        return f"{path}: is no checkpoint of torch, or damaged: {cause}"
     return (
         f"{path}: asks for {found.group(1)!r}, which is no plain data; refused, and nothing of it "
         "was run. If you trust its author: load it in a process of its own, save only its tensors"
@@ -81,16 +91,19 @@ def _refusal(path: Path, error: Exception) -> str:
 def tensors(
     content: Mapping[str, Any], which: Which, path: str | Path
 ) -> tuple[dict[str, Tensor], str]:
-    """The state dict of one network, "module." stripped, and the name of its place in the file.
+    """The state dict of one network, without the prefixes of DataParallel and torch.compile, and
+    the name of its place in the file.
 
     A flat state dict is taken whole, whichever is asked for (MICCAI Ark-6: the teacher). A file
-    without a teacher gives its only network.
+    without a teacher gives its only network, under whatever name.
 
     Raises:
         ConfigError: there is none, or only the other.
     """
     asked = next((name for name in PLACES[which] if _is_state(content.get(name))), None)
     others = [n for names in PLACES.values() for n in names if _is_state(content.get(n))]
+    if not others and not _is_state(content):
+        others = [name for name, value in content.items() if _is_state(value)]
     if asked is None and which == "teacher" and len(others) == 1:
         asked = others[0]  # no teacher beside it
     if asked is None and others:
@@ -103,7 +116,7 @@ def tensors(
             f"{path}: no state dict found; its keys are {list(content)[:8]}, expected tensors, or "
             f"one of {[name for names in PLACES.values() for name in names]}"
         )
-    found = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    found = {_WRAP.sub("", str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
     return found, asked or FLAT
 
 

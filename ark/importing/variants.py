@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from timm import is_model
 from torch import Tensor
 
 from ark.errors import ConfigError
@@ -77,18 +78,31 @@ def find_variant(state: Mapping[str, Tensor], side: int | None = None) -> dict[s
         name, args, usual = finders[layout.name](state)
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"the encoder looks like a {layout.name}, but is not whole: {error!r}; {FIX}"
+            f"the encoder looks like a {layout.name}, but is no usual or no whole one "
+            f"({_lack(error)}); {FIX}"
         ) from error
     return {"name": name, "image_size": side or usual, "args": args}
 
 
+def _lack(error: KeyError | ValueError) -> str:
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
 def swin_side(state: Mapping[str, Tensor]) -> int | None:
     """Pixels of the input for which an old timm Swin's masks were made: (windows, N, N)."""
-    mask = state.get("layers.0.blocks.1.attn_mask")
-    if mask is None or mask.ndim != 3:
+    mask, patches = state.get("layers.0.blocks.1.attn_mask"), state.get("patch_embed.proj.weight")
+    if mask is None or patches is None or mask.ndim != 3:
         return None
-    patch = state["patch_embed.proj.weight"].shape[-1]
-    return math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * patch
+    return math.isqrt(mask.shape[0]) * math.isqrt(mask.shape[1]) * patches.shape[-1]
+
+
+def vit_side(state: Mapping[str, Tensor]) -> int | None:
+    """Pixels of the input that a vision transformer's position embedding was made for; a few
+    places of the class and other tokens do not change the root."""
+    places, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if places is None or patches is None or places.ndim != 3:
+        return None
+    return math.isqrt(places.shape[1]) * patches.shape[-1]
 
 
 def _swin(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], int]:
@@ -129,10 +143,15 @@ def _vit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], int]:
     (depth,) = _depths(state, r"blocks\.()(\d+)\.")
     width, _, _, patch = state["patch_embed.proj.weight"].shape
     scaled = "blocks.0.ls1.gamma" in state
-    side = math.isqrt(state["pos_embed"].shape[1]) * patch  # less the class token's place
-    if name := VITS.get((width, depth, patch, scaled)):
-        return name, {}, side
+    side = vit_side(state) or 224
+    pooled = {"global_pool": "avg"} if "fc_norm.weight" in state else {}  # MAE, fine-tuned
+    name = VITS.get((width, depth, patch, scaled))
+    if name and "reg_token" in state:
+        name = name.replace("patch14_", f"patch14_reg{state['reg_token'].shape[1]}_")
+    if name and is_model(name):
+        return name, pooled, side
     args = {
+        **pooled,
         "embed_dim": width,
         "depth": depth,
         "patch_size": patch,
@@ -145,7 +164,9 @@ def _resnet(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], int]:
     depths = _depths(state, r"layer(\d)\.(\d+)\.")
     bottleneck = "layer1.0.conv3.weight" in state
     if state["layer1.0.conv1.weight"].shape[0] != 64:
-        raise ValueError("a wider ResNet")
+        raise ValueError("its first blocks are not 64 wide, as of a wide ResNet or ResNeXt")
+    if (depths, bottleneck) not in RESNETS:
+        raise ValueError(f"no usual ResNet has stages of {depths} blocks")
     return RESNETS[depths, bottleneck], {}, 224
 
 

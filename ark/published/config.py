@@ -147,7 +147,10 @@ def check_trusted(
         ConfigError: names the task and what it asks for. Nothing was imported.
     """
     args = architecture["backbone"].get("args") or {}
-    if reads := sorted(_READS & set(args)):
+    reads = sorted(_READS & set(args))
+    if _says_normalisation(args.get("pretrained_cfg_overlay")):
+        reads = [name for name in reads if name != "pretrained_cfg_overlay"]
+    if reads:
         raise ConfigError(
             f"{path}: backbone.args.{reads[0]} {args[reads[0]]!r} would read other files; remove it"
         )
@@ -167,6 +170,18 @@ def check_trusted(
 
 # of timm.create_model
 _READS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+
+def _says_normalisation(overlay: Any) -> bool:
+    """Whether it is numbers alone, for the input's mean and standard deviation."""
+    return (
+        isinstance(overlay, Mapping)
+        and overlay.keys() <= {"mean", "std"}
+        and all(
+            isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+            for values in overlay.values()
+        )
+    )
 
 
 def _check_value(where: str, key: str, value: Any) -> None:

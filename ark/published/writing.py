@@ -47,6 +47,8 @@ def timm_keys(network: Network) -> dict[str, Any]:
     """What `timm.create_model("local-dir:...")` and "hf-hub:..." read."""
     backbone = network.architecture["backbone"]
     side = network.backbone.image_size
+    args = dict(backbone.get("args") or {})
+    args.pop("pretrained_cfg_overlay", None)  # said in pretrained_cfg; timm takes it from there
     return {
         "architecture": backbone["name"].split(".")[0],
         "num_classes": 0,
@@ -61,7 +63,7 @@ def timm_keys(network: Network) -> dict[str, Any]:
             "crop_mode": "squash",
             "num_classes": 0,
         },
-        "model_args": dict(backbone.get("args") or {}),
+        "model_args": args,
     }
 
 

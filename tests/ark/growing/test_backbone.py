@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
 import pytest
 import timm
 import torch
+import yaml
 
 from ark.growing import grow
 from ark.growing.source import Source
@@ -95,3 +97,49 @@ def test_another_normalisation_of_images_is_refused_with_its_cure() -> None:
         grow(new, source(cured), {})  # a run's own weights, which do not say it
     with pytest.raises(ConfigError, match=r"this run's backbone with \[0.1, 0.2, 0.3\]"):
         grow(cured, source(old), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "what"),
+    [
+        ("swin_tiny_patch4_window7_224", {**SWIN, "always_partition": True}, "always_partition"),
+        ("test_vit", {"num_heads": 4}, "num_heads"),
+    ],
+)
+def test_the_same_tensors_with_another_meaning_are_refused(name: str, args: Any, what: str) -> None:
+    """All names and shapes fit; the features would be others."""
+    usual = {key: value for key, value in args.items() if key != what}
+    old, new = network(1, name, 224, args), network(2, name, 224, usual)
+    with pytest.raises(ConfigError) as error:
+        grow(new, source(old), {})
+    assert f"model.backbone.args.{what} is {args[what]} in there, not set here" in str(error.value)
+    assert "--data.image_size=224" in str(error.value)
+    with pytest.raises(ConfigError, match=rf"{what} is not set in there, {args[what]} here"):
+        grow(old, source(new), {})
+    grow(network(3, name, 224, {**args, "drop_path_rate": 0.1}), source(old), {})
+
+
+def test_another_pooling_is_a_choice_and_said() -> None:
+    old = network(1, "test_efficientnet", 64)
+    new = network(2, "test_efficientnet", 64, {"global_pool": "max"})
+    assert grow(new, source(old), {}).rows[0].note == "global_pool not set there, max here"
+
+
+def test_the_cure_of_another_architecture_can_be_pasted() -> None:
+    old, new = network(1, "swin_tiny_patch4_window7_224", 224, SWIN), network(2, "test_vit", 160)
+    with pytest.raises(ConfigError) as error:
+        grow(new, source(old), {})
+    said = shlex.split(str(error.value).partition("; set ")[2])
+    found = dict(option.removeprefix("--").split("=", 1) for option in said)
+    assert found["model.backbone.name"] == "swin_tiny_patch4_window7_224"
+    assert yaml.safe_load(found["model.backbone.args"]) == SWIN
+    assert found["data.image_size"] == "224"
+
+
+def test_another_projector_says_which_one_is_there() -> None:
+    backbone = {"name": "test_efficientnet", "image_size": 64, "args": None}
+    old = Network(backbone, {"width": 8, "hidden": True}, TASKS)
+    for mine, start in ((None, "dropped"), ({"width": 4, "hidden": True}, "new")):
+        row = grow(Network(backbone, mine, TASKS), source(old), {}).rows[1]
+        assert (row.part, row.state) == ("projector", start)
+        assert row.note.endswith("; model.projector is {width: 8, hidden: true} there")

@@ -179,6 +179,53 @@ def test_a_vits_places_are_resampled_where_a_run_has_another_size(tmp_path: Path
         imported(tmp_path, {"some.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "found"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 56}, "vit_small_patch14_reg4_dinov2"),
+        ("vit_tiny_patch16_224", {"img_size": 64, "global_pool": "avg"}, "vit_tiny_patch16_224"),
+    ],
+)
+def test_registers_and_the_mean_of_patches_are_seen(
+    tmp_path: Path, name: str, args: dict[str, Any], found: str
+) -> None:
+    theirs = stirred(timm.create_model(name, num_classes=3, **args))
+    model = imported(tmp_path, theirs.state_dict())
+    backbone = model.network.architecture["backbone"]
+    assert (backbone["name"], backbone["image_size"]) == (found, args["img_size"])
+    pixels = torch.rand(2, 3, args["img_size"], args["img_size"])
+    with torch.no_grad():
+        maps = theirs.forward_features(normalised(model, pixels))
+        expected = theirs.forward_head(maps, pre_logits=True)
+    torch.testing.assert_close(features(model, pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_places_of_registers_are_resampled_alone(tmp_path: Path) -> None:
+    args = {"embed_dim": 64, "depth": 5, "num_heads": 1}
+    name = "vit_small_patch14_reg4_dinov2"  # its class and register tokens have no place
+    theirs = timm.create_model(name, img_size=70, num_classes=0, **args)
+    torch.save(theirs.state_dict(), tmp_path / "f.pth")
+    backbone = Backbone(name, 98, args)
+    load_initial(backbone, name, str(tmp_path / "f.pth"))
+    assert backbone.model.pos_embed.shape == (1, 49, 64)
+
+
+def test_a_named_vit_is_read_at_the_files_own_size(tmp_path: Path) -> None:
+    theirs = stirred(timm.create_model("vit_tiny_patch16_384", img_size=96, num_classes=0))
+    model = imported(tmp_path, theirs.state_dict(), backbone="vit_tiny_patch16_384")
+    assert model.image_size == 96
+    assert not any("resampled" in note for note in model.facts.code["import"]["notes"])
+
+
+def test_what_shapes_do_not_tell_is_an_error_that_says_so(tmp_path: Path) -> None:
+    deit = timm.create_model("deit_tiny_distilled_patch16_224")
+    with pytest.raises(ConfigError, match=r"198 places, expected a square.*distilled.*--backbone"):
+        imported(tmp_path, deit.state_dict())
+    imported(tmp_path, deit.state_dict(), backbone="deit_tiny_distilled_patch16_224")
+    with pytest.raises(ConfigError, match=r"not 64 wide, as of a wide ResNet.*--backbone"):
+        imported(tmp_path, tv.wide_resnet50_2().state_dict(), overwrite=True)
+
+
 NAMES = sorted({*SWINS.values(), *CONVNEXTS.values(), *RESNETS.values(), *VITS.values()})
 
 

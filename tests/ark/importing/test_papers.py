@@ -137,6 +137,43 @@ def test_a_foreign_tensor_is_an_error_unless_it_is_dropped(tmp_path: Path) -> No
         imported(tmp_path, "ark_plus", state, drop=["extra."], overwrite=True)
 
 
+def test_a_file_of_others_than_was_said_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a file of ark_plus, not foundation_x; say ark_plus"):
+        imported(tmp_path, "foundation_x", foreign.ark_plus_file())
+    with pytest.raises(ConfigError, match=r"a file of foundation_x, not ark6; say foundation_x"):
+        imported(tmp_path, "ark6", foreign.foundation_file())
+    model = imported(tmp_path, "ark6", foreign.ark_plus_file())
+    said = model.facts.code["import"]["notes"][0]
+    assert said.startswith("by its tensors' names the file is of ark_plus, but is imported as ark6")
+    assert "a sigmoid" in said
+
+
+def test_a_file_that_is_not_whole_says_what_it_lacks(tmp_path: Path) -> None:
+    whole = foreign.ark_state(hidden=False)
+
+    def less(*names: str) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in whole.items() if not name.startswith(names)}
+
+    with pytest.raises(ConfigError, match=r"omni_heads\.2\.bias is missing, of the head of nih14"):
+        imported(tmp_path, "ark_plus", less("omni_heads.2.bias"))
+    names = [*tasks.ARK[:2], "-", *tasks.ARK[3:]]
+    model = imported(tmp_path, "ark_plus", less("omni_heads.2.bias"), heads=names)
+    said = model.facts.code["import"]
+    assert said["used"] + sum(g["count"] for g in said["dropped"].values()) == len(whole) - 1
+    with pytest.raises(ConfigError, match=r"it has no patch_embed\.proj\.weight"):
+        imported(tmp_path, "ark_plus", less("patch_embed.proj"), overwrite=True)
+    with pytest.raises(ConfigError, match=r"the file has no heads; .*`ark import encoder`"):
+        imported(tmp_path, "ark_plus", less("omni_heads"), overwrite=True)
+    imported(tmp_path, "ark_plus", less("omni_heads"), heads=[], overwrite=True)
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    state = foreign.ark_state(hidden=False)
+    state["layers.1.blocks.0.mlp.fc1.weight"][3, 2] = float("nan")
+    with pytest.raises(ConfigError, match=r"layers\.1\.blocks\.0\.mlp\.fc1\.weight holds .*NaN"):
+        imported(tmp_path, "ark_plus", state)
+
+
 def test_tasks_are_those_of_the_datasets_and_recipes() -> None:
     for key, classes in tasks.CLASSES.items():
         dataset, _, name = key.partition("/")

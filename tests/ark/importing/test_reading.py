@@ -106,3 +106,29 @@ def test_other_contents_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no student, it holds \['teacher'\]"):
         tensors({"teacher": {"x": torch.zeros(1)}}, "student", "f.pth")
     assert tensors({"model": {"x": torch.zeros(1)}}, "teacher", "f.pth")[1] == "model"
+
+
+@pytest.mark.parametrize("name", ["page", "script", "empty", "numpy"])
+def test_no_refusal_repeats_torchs_advice_to_unpickle(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "f.pth"
+    if name == "script":
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)  # type: ignore[no-untyped-call]
+    elif name == "numpy":
+        path.write_bytes(pickle.dumps({"teacher": np.zeros(3)}))
+    else:
+        path.write_text("<html>404</html>" if name == "page" else "")
+    with pytest.raises(ConfigError) as error:
+        read(path)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ")
+    assert "weights_only" not in said
+    assert "likely succeed" not in said
+    assert not said.endswith(": ")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("place", ["teacher", "model_state_dict", "net", ""])
+def test_wraps_and_places_of_other_trainers_are_found(prefix: str, place: str) -> None:
+    state = {f"{prefix}a.weight": torch.zeros(1)}
+    found, _ = tensors({place: state, "epoch": 3} if place else state, "teacher", "f.pth")
+    assert list(found) == ["a.weight"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import foreign_checkpoints as foreign
 import pytest
+import torch
 import yaml
 from published_models import make_network, publish
 
-from ark.growing.source import load_source
+from ark.growing import load_source
 from ark.published import lineage
 from ark.published.card import card
 from ark.published.config import Facts, read_config
@@ -41,6 +43,14 @@ def test_a_model_grown_from_a_published_one_names_it_and_its_license(tmp_path: P
     (line,) = [line for line in text.splitlines() if line.startswith("| first")]
     for part in ("cc-by-nc-4.0", "scans (CC BY-NC 4.0)", read_config(first).sha256[:12]):
         assert part in line
+
+
+def test_a_file_of_the_papers_brings_its_authors_license(tmp_path: Path) -> None:
+    torch.save(foreign.ark_plus_file(), tmp_path / "ark_plus.pth.tar")
+    found = load_source(str(tmp_path / "ark_plus.pth.tar")).lineage
+    assert (found["name"], found["which"]) == ("ark_plus.pth.tar", "teacher")
+    assert found["license"] == "the authors', non-commercial"
+    assert len(found["sha256"]) == 64
 
 
 def test_of_a_run_without_export_its_recipe_and_sessions_speak(tmp_path: Path) -> None:

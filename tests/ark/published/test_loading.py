@@ -16,6 +16,7 @@ import torch
 from published_models import KINDS, make_network, pictures, publish
 
 import ark
+from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, sha256
 from ark.types import ConfigError
 from toys import SIZE
@@ -75,6 +76,19 @@ def test_mean_and_deviation_are_the_files_not_this_timms(tmp_path: Path) -> None
     )
 
 
+def test_a_run_that_was_normalised_otherwise_comes_back(tmp_path: Path) -> None:
+    """As `--init_from` asks for where its source was (RAD-DINO's grays)."""
+    means = {"mean": [0.5307] * 3, "std": [0.2583] * 3}
+    args = {"pretrained_cfg_overlay": means}
+    network = Network({"name": "test_vit", "image_size": SIZE, "args": args}, None, [])
+    folder = publish(tmp_path, network.eval(), parts="backbone")
+    model = ark.load(folder)
+    assert model.network.backbone.mean.flatten().tolist() == pytest.approx(means["mean"])
+    assert torch.equal(model.features(pictures()).pooled, network.backbone(pictures())[1])
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert list(theirs.pretrained_cfg["std"]) == pytest.approx(means["std"])
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_half_precision_halves_the_file(tmp_path: Path, precision: str, bound: float) -> None:
     network = make_network("multilabel", "segmentation")
@@ -112,6 +126,11 @@ def test_half_precision_halves_the_file(tmp_path: Path, precision: str, bound: f
             "would load other weights",
         ),
         ("architecture.backbone.args", {"checkpoint_path": "evil"}, "would read other files"),
+        (
+            "architecture.backbone.args",
+            {"pretrained_cfg_overlay": {"mean": [0, 0, 0], "file": "evil"}},
+            "would read other files",
+        ),
         ("architecture.backbone.name", "nonesuch", "timm has no model 'nonesuch'"),
         ("architecture.backbone.name", "test_convnext", "do not fit the architecture"),
         ("architecture.tasks", None, "ark.architecture.tasks is missing"),
