@@ -6,6 +6,7 @@ sending its own requests here, nor by pointing a name of its own at this address
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -37,8 +38,12 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        began = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -48,7 +53,11 @@ class Guard:
             answer = _refusal(400, self._unknown(headers.get("host", "")))
         elif scope["method"] not in ("GET", "HEAD") and _of_another_site(headers):
             answer = _refusal(403, "asked by a page of another site; open this server's own page")
-        await answer(scope, receive, with_headers)
+        try:
+            await answer(scope, receive, with_headers)
+        except asyncio.CancelledError:  # at Ctrl+C, of what was not done soon
+            if not began:
+                await _refusal(503, "the server was ended")(scope, receive, with_headers)
 
     def _known(self, host: str) -> bool:
         name = _name(host)
