@@ -125,8 +125,8 @@ def _name_axes(graph: Any) -> None:
     any_name = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
     for value in (*graph.inputs, *(made for node in graph.all_nodes() for made in node.outputs)):
         for number, axis in enumerate(value.shape or ()):
-            if not isinstance(axis, int):
-                value.shape[number] = any_name.sub(lambda m: names[m[0]], str(axis))
+            if not isinstance(axis, int) and axis.value is not None:
+                value.shape[number] = any_name.sub(lambda m: names[m[0]], axis.value)
 
 
 def _runs(path: Path) -> Any:
