@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,18 @@ from ark.exporting.graph import (
 from ark.exporting.source import check_size, chosen, example_of, new_file, source
 
 log = logging.getLogger("ark")
+AXES = ("batch", "channels")
+# the file's own description, which viewers and onnxruntime show
+ABOUT = """\
+Input "images": (batch, 1 or 3, {side}, {side}), gray or RGB; of uint8 0..255, of float32 0..1. The
+whole image, resized without regard to its aspect ratio (by the mean of the area where it is made
+at least twice smaller, otherwise bilinear). Normalisation is inside: give the pixels as they are.
+Outputs: "pooled", "embedding", and by task <dataset>/<task> what the metadata "ark.tasks" says:
+multilabel, multiclass, ordinal (batch, classes) probabilities; values (batch, classes) numbers;
+segmentation (batch, classes, {side}, {side}) probabilities, exclusive: the rest is background's;
+detection .../boxes (batch, cells, 4) x1, y1, x2, y2 in pixels of the input and .../scores
+(batch, cells, classes), before non-maximum suppression, for which the metadata have the numbers.
+All metadata are JSON."""
 
 
 def onnx(
@@ -44,7 +57,7 @@ def onnx(
     all cells, before non-maximum suppression. Tasks that cannot be exported are listed.
 
     Args:
-        model: folder that `ark export` wrote, or the folder of a run.
+        model: folder that `ark export` wrote, a hub's owner/name, or the folder of a run.
         file: to write, ending in .onnx.
         tasks: whose heads are in it; all if not given.
         precision: of weights and arithmetic; outputs are float32 in any case.
@@ -100,8 +113,20 @@ def _save(made: torch.onnx.ONNXProgram, said: Description, path: Path) -> None:
     graph.inputs[0].name = INPUT
     for output, name in zip(graph.outputs, said.outputs, strict=True):
         output.name = name
+    _name_axes(graph)
+    made.model.doc_string = ABOUT.format(side=said.image_size)
     made.model.metadata_props.update(said.texts())
     made.save(path)
+
+
+def _name_axes(graph: Any) -> None:
+    """The input's first two axes, and what is computed from them: torch calls them s34 and s90."""
+    names = {str(axis): name for axis, name in zip(graph.inputs[0].shape, AXES, strict=False)}
+    any_name = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    for value in (*graph.inputs, *(made for node in graph.all_nodes() for made in node.outputs)):
+        for number, axis in enumerate(value.shape or ()):
+            if not isinstance(axis, int) and axis.value is not None:
+                value.shape[number] = any_name.sub(lambda m: names[m[0]], axis.value)
 
 
 def _runs(path: Path) -> Any:

@@ -39,7 +39,7 @@ def pt2(
     metadata are its extra file ark.json; of the package they are FILE.json beside it.
 
     Args:
-        model: folder that `ark export` wrote, or the folder of a run.
+        model: folder that `ark export` wrote, a hub's owner/name, or the folder of a run.
         file: to write, ending in .pt2.
         tasks: whose heads are in it; all if not given.
         compile: to machine code of this machine's processor; needs a C++ compiler and minutes.

@@ -21,16 +21,17 @@ def source(model: str) -> tuple[Network, Facts]:
     """The network in float32 and eval mode.
 
     Args:
-        model: folder that `ark export` wrote, or the folder of a run (its teacher).
+        model: folder that `ark export` wrote, the folder of a run (its teacher), or as `ark.load`
+            takes them a hub's owner/name or a name of `ark models`.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: none of these.
     """
     path = Path(model)
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).is_file() or not path.exists():
         from ark.published.loading import load
 
-        loaded = load(path)
+        loaded = load(model)
         return loaded.network, loaded.facts
     network = load_network(path)
     return network, facts_of(path, network, "teacher")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import socket
 
 import torch
 
@@ -11,6 +13,7 @@ from ark.errors import ConfigError
 
 log = logging.getLogger("ark")
 LOCAL = ("127.0.0.1", "localhost", "::1")
+_GRACE = 3  # seconds for what is under way when Ctrl+C comes
 
 
 def serve(
@@ -20,6 +23,8 @@ def serve(
     megabytes: float = 20.0,
     device: str | None = None,
     names: list[str] | None = None,
+    window: str | list[float] = "auto",
+    note: str | None = None,
 ) -> None:
     """Serves a model: a page to drop images on, and JSON.
 
@@ -27,10 +32,12 @@ def serve(
         model: what `ark.load` takes: a folder, a hub's owner/name, or a run.
         host: address to listen at. 127.0.0.1 is this machine alone; there is no password, so
             0.0.0.0 gives the model to the whole network.
-        port: to listen at.
+        port: to listen at; 0: any that is free.
         megabytes: an upload's limit.
         device: "cpu" or "cuda"; cuda where there is one if not given.
         names: further host names under which browsers reach this server.
+        window: how pixels of more than 8 bits become 8, as of `ark predict`.
+        note: text at the page's foot; if not given it says that this is for research.
 
     Raises:
         ConfigError: no such model, a packet is missing, or the port is taken.
@@ -38,7 +45,8 @@ def serve(
     try:
         import uvicorn
 
-        from ark.serving.app import make_app
+        from ark.serving.app import NOTE, Limits, make_app
+        from ark.serving.reading import check_window
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; run `pip install ark-foundation[serve]`"
@@ -47,15 +55,43 @@ def serve(
 
     if megabytes <= 0:
         raise ConfigError(f"megabytes: {megabytes}; expected a number above 0")
-    loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    app = make_app(loaded, megabytes, [*LOCAL, host, *(names or [])])
-    log.info("%s: %d tasks at http://%s:%d (Ctrl+C ends it)", model, len(loaded.tasks), host, port)
-    if host not in LOCAL:
-        log.warning("%s: there is no password: whoever reaches it can use the model", host)
-    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning"))
+    checked = check_window(window, "window")
+    with _listen(host, port) as listening:
+        loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        known = [*LOCAL, host, socket.gethostname(), *(names or [])]
+        app = make_app(loaded, known, Limits(megabytes), checked, NOTE if note is None else note)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
+        said = f"{model}: {len(loaded.tasks)} tasks at {_address(listening)} (Ctrl+C ends it)"
+        log.info(said)
+        if host not in LOCAL:
+            log.warning("%s: there is no password: whoever reaches it can use the model", host)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # which uvicorn raises again when all is closed
+            log.info("ended")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before the model is loaded, which takes a while.
+
+    Raises:
+        ConfigError: another listens there, or this machine has no such address.
+    """
     try:
-        server.run()
-    except SystemExit as error:  # uvicorn's word for a port that is taken
-        raise ConfigError(
-            f"port: {host}:{port} cannot be listened at: {os.strerror(98)}; choose another --port"
-        ) from error
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except socket.gaierror as error:
+        said = str(error.strerror)
+    except OSError as error:
+        said = os.strerror(error.errno or 0)
+    except OverflowError as error:
+        said = str(error)
+    raise ConfigError(
+        f"{host}:{port} cannot be listened at: {said}; choose another --port or --host"
+    )
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    version = ipaddress.ip_address(host).version
+    return f"http://[{host}]:{port}" if version == 6 else f"http://{host}:{port}"

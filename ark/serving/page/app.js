@@ -1,151 +1,163 @@
-"use strict";
-// Okabe and Ito's palette, as in every picture of Ark: told apart by colour-blind readers
-const PALETTE = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF"];
-const TINT = 0.45;
-const DRAWN = 1200; // pixels of the longer side of the picture
+// What the user does: an image comes in, the server answers, rows and picture show it.
+import { css } from "./colours.js";
+import { members, paint, unpack } from "./picture.js";
+
 const $ = (id) => document.getElementById(id);
-const colour = (index) => PALETTE[index % PALETTE.length];
-let model, image, found, turn = 0;
+let model; // what /api/model says
+let seen = null; // { picture, width, height, tasks } of the image that is shown
+let waiting = new AbortController(); // of the request that is under way
+const hidden = new Set(); // "task/class" that the user does not want to see
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer; is `ark serve` still running?");
+  }
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `the server answered ${response.status}`);
+  return content;
+}
 
 async function begin() {
-  model = await (await fetch("/api/model")).json();
+  model = await ask("/api/model");
   $("name").textContent = document.title = model.name;
   const license = model.license ? `, license ${model.license}` : "";
   $("about").textContent =
     `${model.backbone}, ${model.which}, ${model.image_size} × ${model.image_size} pixels${license}`;
+  $("note").textContent = model.note;
   for (const key of Object.keys(model.tasks)) $("task").add(new Option(key, key));
   if (!$("task").length) say("This model has no heads: ark.load(...).features gives what it sees.");
+  $("own-line").hidden = !model.tasks[$("task").value]?.thresholds;
 }
 
 function say(text, bad = false) {
   $("message").textContent = text;
-  $("message").className = bad ? "bad" : "";
+  $("message").classList.toggle("bad", bad);
 }
 
-// of several images that are dropped in a hurry the last one is shown
+// of several images that come in a hurry the last one is shown
 async function look(file) {
-  const mine = ++turn;
+  waiting.abort();
+  const mine = (waiting = new AbortController());
+  $("drop").ariaBusy = "true";
   say(`${file.name}: looking …`);
   try {
-    const answer = await fetch("/api/predict", { method: "POST", body: file });
-    const content = await answer.json();
-    if (!answer.ok) throw new Error(content.error);
-    const shown = await createImageBitmap(file);
-    await decode(content.tasks);
-    if (mine !== turn) return;
-    [image, found] = [shown, content.tasks];
-    say(`${file.name}: ${image.width} × ${image.height} pixels, ${content.seconds} s`);
-    draw();
+    const found = await predictions(file, mine.signal);
+    if (mine !== waiting) return;
+    seen = found;
+    const turned = found.turned ? ", turned upright" : "";
+    say(`${file.name}: ${found.width} × ${found.height} pixels${turned}, ${found.seconds} s`);
+    show();
   } catch (error) {
-    if (mine !== turn) return;
+    if (mine !== waiting) return;
     clear(); // nobody takes an older image's findings for this file's
     say(`${file.name}: ${error.message}`, true);
   }
+  $("drop").ariaBusy = "false";
+}
+
+async function predictions(file, signal) {
+  const limit = model.megabytes;
+  if (file.size > limit * 1e6)
+    throw new Error(`the file is larger than ${limit} MB; \`ark serve --megabytes\` raises it`);
+  const body = await file.arrayBuffer().catch(() => {
+    throw new Error("cannot be read; is it a folder?");
+  });
+  return unpack(await ask("/api/predict?preview=true", { method: "POST", body, signal }));
 }
 
 function clear() {
-  [image, found] = [null, null];
+  seen = null;
   $("rows").replaceChildren();
   $("picture").hidden = true;
-  $("hint").hidden = false;
   $("drop").classList.remove("full");
 }
 
-async function decode(tasks) {
-  for (const task of Object.values(tasks))
-    for (const [name, png] of Object.entries(task.masks ?? {})) {
-      const picture = new Image();
-      picture.src = `data:image/png;base64,${png}`;
-      await picture.decode();
-      const canvas = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight);
-      const pen = canvas.getContext("2d", { willReadFrequently: true });
-      pen.drawImage(picture, 0, 0);
-      task.masks[name] = pen.getImageData(0, 0, canvas.width, canvas.height);
-    }
+// the chosen task of the image, or nothing
+function chosen() {
+  const key = $("task").value;
+  if (!seen || !key) return null;
+  const told = model.tasks[key], threshold = Number($("threshold").value);
+  const own = told.thresholds && $("own").checked;
+  const visible = told.classes.map((name) => !hidden.has(`${key}/${name}`));
+  return { ...seen.tasks[key], key, names: told.classes, visible, threshold,
+    thresholds: told.classes.map((_, index) => (own ? told.thresholds[index] : threshold)) };
 }
 
-function draw() {
-  if (!found) return;
-  const [key, threshold] = [$("task").value, Number($("threshold").value)];
-  const { classes } = model.tasks[key], task = found[key], canvas = $("picture");
-  // a small image is drawn larger, a huge one smaller; pens count in its own pixels
-  const scale = DRAWN / Math.max(image.width, image.height);
-  [canvas.width, canvas.height] = [image.width * scale, image.height * scale].map(Math.round);
-  const pen = canvas.getContext("2d");
-  pen.scale(scale, scale);
-  pen.drawImage(image, 0, 0);
-  $("rows").replaceChildren();
-  if (task.masks) masks(pen, task.masks, classes, threshold);
-  else if (task.boxes) boxes(pen, task.boxes, classes, threshold);
-  else if (task.points) points(pen, task.points, classes, threshold);
-  else if (task.values) for (const name of classes) row(name, task.values[name]);
-  else for (const name of classes) row(name, task.classes[name], { bar: task.classes[name], threshold });
-  $("threshold").disabled = Boolean(task.values);
-  canvas.setAttribute("aria-label", `${key}: ${$("rows").innerText}`);
-  canvas.hidden = false;
-  $("hint").hidden = true;
+function show() {
+  const task = chosen();
+  $("own-line").hidden = !model.tasks[$("task").value]?.thresholds;
+  if (!seen) return;
+  $("picture").hidden = false;
   $("drop").classList.add("full");
-}
-
-function masks(pen, all, classes, threshold) {
-  classes.forEach((name, index) => {
-    const mask = all[name], [r, g, b] = rgb(colour(index));
-    const tint = new ImageData(mask.width, mask.height);
-    let count = 0;
-    for (let i = 0; i < mask.data.length; i += 4)
-      if (mask.data[i] / 255 >= threshold && mask.data[i]) {
-        tint.data.set([r, g, b, 255 * TINT], i);
-        count++;
-      }
-    const layer = new OffscreenCanvas(mask.width, mask.height);
-    layer.getContext("2d").putImageData(tint, 0, 0);
-    pen.drawImage(layer, 0, 0, image.width, image.height);
-    row(name, count / (mask.width * mask.height), { swatch: colour(index), share: true });
-  });
-}
-
-function boxes(pen, all, classes, threshold) {
-  const size = Math.max(image.width, image.height) / 45;
-  [pen.lineWidth, pen.font, pen.textBaseline] = [size / 6, `${size}px system-ui, sans-serif`, "bottom"];
-  const shown = all.filter((box) => box.score >= threshold);
-  for (const { box: [x1, y1, x2, y2], score, label } of shown) {
-    const hue = colour(classes.indexOf(label)), text = `${label} ${score.toFixed(2)}`;
-    pen.strokeStyle = hue;
-    pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    const top = Math.max(y1, size * 1.2);
-    pen.fillStyle = "#000b";
-    pen.fillRect(x1, top - size * 1.2, pen.measureText(text).width + size / 2, size * 1.2);
-    pen.fillStyle = hue;
-    pen.fillText(text, x1 + size / 4, top);
-    row(label, score, { swatch: hue });
+  if (task) {
+    if (task.masks) task.members = members(task);
+    $("threshold").disabled = Boolean(task.values || task.exclusive || oneOf(task));
+    $("rows").replaceChildren(...rows(task));
   }
-  if (!shown.length) row(`No box of at least ${threshold.toFixed(2)}`);
+  paint($("picture"), seen, task);
+  $("picture").ariaLabel = task ? `${task.key}: ${$("rows").innerText}` : "the image";
 }
 
-function points(pen, all, classes, threshold) {
-  classes.forEach((name, index) => {
-    const [x, y, score] = all[name];
-    if (score >= threshold) {
-      pen.fillStyle = colour(index);
-      pen.beginPath();
-      pen.arc(x, y, Math.max(image.width, image.height) / 100, 0, 2 * Math.PI);
-      pen.fill();
-    }
-    row(name, score, { swatch: colour(index), threshold });
+const oneOf = ({ kind }) => kind === "multiclass" || kind === "ordinal";
+
+function rows(task) {
+  if (task.masks) return task.names.map((name, index) => maskRow(task, name, index));
+  if (task.boxes) return boxRows(task);
+  if (task.values) return task.names.map((name) => row(name, task.values[name].toFixed(3)));
+  if (task.points)
+    return task.names.map((name, index) => {
+      const score = task.points[name][2];
+      return row(name, score.toFixed(3), { index, below: score < task.threshold });
+    });
+  const most = Math.max(...Object.values(task.classes));
+  return task.names.map((name, index) => {
+    const bar = task.classes[name], mark = oneOf(task) ? undefined : task.thresholds[index];
+    return row(name, bar.toFixed(3), { bar, mark, below: bar < (mark ?? most) });
   });
 }
 
-function row(name, number, { swatch, bar, threshold = 0, share = false } = {}) {
-  const item = document.createElement("li"), line = document.createElement("div");
-  line.className = "row";
-  if (swatch) part(line, "i", "", "swatch").style.background = swatch;
+function maskRow(task, name, index) {
+  const share = `${(100 * task.members[index].share).toFixed(1)} % of the image`;
+  return row(name, share, { index, toggle: `${task.key}/${name}` });
+}
+
+function boxRows(task) {
+  const shown = task.boxes.filter((box) => box.score >= task.threshold);
+  if (!shown.length) return [row(`No box of at least ${task.threshold.toFixed(2)}`)];
+  return shown.map(({ label, score }) =>
+    row(label, score.toFixed(3), { index: task.names.indexOf(label) }));
+}
+
+// index: of the class, for its colour; toggle: the class is shown or hidden under this key;
+// bar: a probability, and mark: its threshold; below: what is not found
+function row(name, number, { index, toggle, bar, mark, below = false } = {}) {
+  const item = document.createElement("li"), line = part(item, toggle ? "label" : "div", "", "row");
+  if (toggle) line.append(checkbox(toggle));
+  if (index !== undefined) part(line, "i", "", "swatch").style.background = css(index);
   part(line, "span", name);
-  const text = share ? `${(100 * number).toFixed(1)} % of the image` : number?.toFixed(3);
-  if (number !== undefined) part(line, "span", text, "number");
-  item.append(line);
-  if (bar !== undefined) part(part(item, "div", "", "bar"), "i", "").style.width = `${100 * bar}%`;
-  if (number < threshold) item.className = "below";
-  $("rows").append(item);
+  if (number !== undefined) part(line, "span", number, "number");
+  if (bar !== undefined) {
+    const track = part(item, "div", "", "bar");
+    part(track, "i", "").style.width = `${100 * bar}%`;
+    if (mark !== undefined) part(track, "b", "").style.left = `${100 * mark}%`;
+  }
+  item.classList.toggle("below", below);
+  return item;
+}
+
+function checkbox(key) {
+  const box = Object.assign(document.createElement("input"), { type: "checkbox" });
+  box.checked = !hidden.has(key);
+  box.addEventListener("change", () => {
+    hidden[box.checked ? "delete" : "add"](key);
+    const task = chosen();
+    paint($("picture"), seen, { ...task, members: members(task) }); // the rows keep the focus
+  });
+  return box;
 }
 
 function part(parent, tag, text, name = "") {
@@ -155,18 +167,28 @@ function part(parent, tag, text, name = "") {
   return made;
 }
 
-const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+function take(files) {
+  if (!files.length) return say("No file was dropped; drop an image's file, or choose one.", true);
+  if (!model) return say("The server has not answered yet; load the page again.", true);
+  look(files[0]);
+}
 
-$("file").addEventListener("change", (event) => event.target.files[0] && look(event.target.files[0]));
-$("task").addEventListener("change", draw);
+$("file").addEventListener("change", (event) => {
+  if (event.target.files.length) take([...event.target.files]);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+$("task").addEventListener("change", show);
+$("own").addEventListener("change", show);
 $("threshold").addEventListener("input", () => {
   $("shown").textContent = Number($("threshold").value).toFixed(2);
-  draw();
+  $("own").checked = false;
+  show();
 });
 for (const name of ["dragover", "dragleave", "drop"])
   document.addEventListener(name, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files[0]) look(event.dataTransfer.files[0]);
+    if (name === "drop") take(event.dataTransfer.files);
   });
-begin();
+addEventListener("resize", show);
+begin().catch((error) => say(error.message, true));

@@ -4,6 +4,7 @@ import copy
 import logging
 
 import onnx as onnx_package
+import onnxruntime
 import pytest
 import torch
 
@@ -130,6 +131,16 @@ def test_a_file_stands_alone(tmp_path):
     assert [i.name for i in file.graph.input] == ["images"]
     outputs = ["pooled", "embedding", "toy/bce", "toy/exclusive", "toy/numbers"]
     assert [o.name for o in file.graph.output] == outputs
+
+
+def test_a_viewer_shows_how_to_use_it(tmp_path):
+    written(tmp_path, make_network([CLASSIFIERS[0], MASKS[1]]))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", "channels", SIDE, SIDE]
+    shapes = {output.name: output.shape for output in session.get_outputs()}
+    assert shapes["toy/bce"] == ["batch", 3]
+    assert shapes["toy/exclusive"] == ["batch", 3, SIDE, SIDE]
+    assert "(batch, 1 or 3, 64, 64), gray or RGB" in session.get_modelmeta().description
 
 
 def test_numbers_in_place_of_bytes(tmp_path):

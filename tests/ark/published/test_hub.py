@@ -12,6 +12,8 @@ from hub_server import TOKEN, Hub, hub
 from published_models import make_network, pictures, publish
 
 import ark
+from ark.exporting.onnx_file import onnx
+from ark.exporting.onnx_network import OnnxNetwork
 from ark.published.config import CARD, CONFIG, WEIGHTS
 from ark.published.model import Model
 from ark.types import ConfigError
@@ -43,6 +45,15 @@ def test_what_is_pushed_is_what_is_loaded(server: Hub, tmp_path: Path) -> None:
         assert pulled.facts == model.facts
         one, other = model.predict(pictures()), pulled.predict(pictures())
         assert all(torch.equal(one[k].probabilities, other[k].probabilities) for k in one)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporters warn of their own future
+def test_what_is_pushed_is_exported_to_onnx(server: Hub, tmp_path: Path) -> None:
+    ark.load(publish(tmp_path / "model", make_network("multilabel"))).push_to_hub("me/ark-tiny")
+    onnx("me/ark-tiny", str(tmp_path / "model.onnx"))
+    assert list(OnnxNetwork(tmp_path / "model.onnx").tasks) == ["toy/multilabel"]
+    with pytest.raises(ConfigError, match=r"nothing/of/it: no such folder"):
+        onnx("nothing/of/it", str(tmp_path / "other.onnx"))
 
 
 def test_revisions_are_kept_apart(server: Hub, tmp_path: Path) -> None:
