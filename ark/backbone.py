@@ -25,7 +25,8 @@ class Backbone(nn.Module):
 
     Convolutional and hierarchical models give their own stages. A plain vision transformer has
     one stride: four of its blocks, evenly spaced, are resized to strides 4, 8, 16 and 32 (the
-    parameter-free form of ViTDet's simple feature pyramid, arXiv 2203.16527).
+    parameter-free form of ViTDet's simple feature pyramid, arXiv 2203.16527). One of fewer
+    than five blocks gives some of them twice.
 
     Args:
         name: a timm model name.
@@ -50,7 +51,9 @@ class Backbone(nn.Module):
         self.plain = len({stride for _, stride in stages}) == 1
         if self.plain:
             last = len(stages) - 1
-            self.indices = [math.ceil(last * (i + 1) / 4) for i in range(4)]
+            blocks = [math.ceil(last * (i + 1) / 4) for i in range(4)]
+            self.indices = sorted(set(blocks))
+            self.levels = [self.indices.index(block) for block in blocks]
             stages = [(stages[0][0], stride) for stride in PYRAMID_STRIDES]
         else:
             self.indices = list(range(len(stages)))
@@ -102,12 +105,12 @@ class Backbone(nn.Module):
             return list(stages)
         return [
             F.interpolate(
-                stage,
+                stages[level],
                 (math.ceil(size[0] / stride), math.ceil(size[1] / stride)),
                 mode="bilinear",
                 antialias=True,
             )
-            for stage, stride in zip(stages, self.strides, strict=True)
+            for level, stride in zip(self.levels, self.strides, strict=True)
         ]
 
 

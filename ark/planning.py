@@ -216,6 +216,9 @@ def _check(phase: Phase, where: str, known: Sequence[str]) -> None:
             )
     if len(set(phase.members)) < len(phase.members):
         raise ConfigError(f"{where}: tasks {phase.tasks}; expected each once")
+    for key in ("lock", "train"):
+        if getattr(phase, key) is None:  # a list item of a recipe that null was to take away
+            raise ConfigError(f"{where}: {key} is null; expected module names, [] for none")
     if phase.lock and phase.train:
         raise ConfigError(
             f"{where} ({phase.name}): lock {phase.lock} and train {phase.train}; `train` locks all "

@@ -9,9 +9,12 @@ import timm
 from torch import Tensor
 
 from ark.backbone import Backbone
+from ark.growing.options import as_options
+from ark.growing.parts import misfit
 from ark.importing.encoders import fitted, to_timm, unwrapped
 from ark.importing.reading import read, tensors
 from ark.importing.record import Record
+from ark.importing.variants import find_variant
 from ark.types import ConfigError
 
 # pip package -> (class that knows the file's path, timm model that the state dict fits in order)
@@ -22,6 +25,8 @@ PIP_WEIGHTS = {
     )
     for n in range(3)
 }
+
+COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it
 
 
 def load_initial(backbone: Backbone, name: str, weights: str) -> str:
@@ -54,15 +59,29 @@ def load_initial(backbone: Backbone, name: str, weights: str) -> str:
             f"model.backbone.weights: {weights!r} is no file; expected a file, 'random', 'timm' or "
             f"'pip:PACKAGE' with a package of {sorted(PIP_WEIGHTS)}"
         )
-    _load(backbone, state, weights)
+    _load(backbone, name, state, weights)
     return f"{name}: {len(state)} tensors from {weights} ({said})"
 
 
-def _load(backbone: Backbone, state: dict[str, Tensor], weights: str) -> None:
+def _load(backbone: Backbone, name: str, state: dict[str, Tensor], weights: str) -> None:
     try:
         backbone.model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"model.backbone.weights: {weights!r} does not fit: {error}") from error
+    except RuntimeError as error:  # its message is every tensor's name
+        own = backbone.model.state_dict()
+        kept = {k: v for k, v in own.items() if k in state or not k.endswith(COUNTER)}
+        raise ConfigError(
+            f"model.backbone.weights: {weights!r} does not fit {name!r}: it "
+            f"{misfit(kept, state) or error}{_what_it_is(state, name)}"
+        ) from error
+
+
+def _what_it_is(state: dict[str, Tensor], name: str) -> str:
+    """The model that the shapes are of, as the fix; "" where they do not tell."""
+    try:
+        found = find_variant(state)
+    except ConfigError:
+        return ""
+    return f"; set {as_options(found)}" if found["name"] != name.split(".")[0] else ""
 
 
 def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, Tensor], str]:

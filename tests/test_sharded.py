@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from commands import ark, write_recipe
+from commands import TASKS, ark, write_recipe
 from safetensors.torch import load_file
 from test_ranks import MASKS, ark_on
 from tracing import traced_losses
@@ -104,6 +104,23 @@ def test_it_goes_on_and_learns_the_same(whole, strategies: tuple[str, ...], tmp_
         (saved / "last.ckpt" / ".metadata").unlink()
         said = ark_on(2, "fit", "--config", recipe_of(tmp_path), "--ckpt_path=last", SHARDS)
         assert "is damaged: .metadata: No such file or directory; going on from" in said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("sharded")
+def test_a_run_grows_on_shards_as_on_one_process(tmp_path: Path) -> None:
+    """Heads that are there and a new one; the teacher of the sharded run starts there too."""
+    old = tmp_path / "old"
+    fit(old, 1, "trace", "--trainer.max_steps=2", f"--data.only={TASKS[:1]}")
+    grow = ["--trainer.max_steps=4", f"--init_from={old / 'run'}", f"--data.only={TASKS[:2]}"]
+    expected = fit(tmp_path / "one", 1, "trace", *grow)
+    found = fit(tmp_path / "two", 2, "trace", *grow, FILE)
+    assert found == {step: pytest.approx(loss, rel=1e-5) for step, loss in expected.items()}
+    tables = [(tmp_path / name / "run" / "growth.md").read_text() for name in ("one", "two")]
+    assert tables[0] == tables[1]
+    one, two = (load_file(tmp_path / n / "run/model/teacher.safetensors") for n in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ FAMILIES = [
     ("convnext_atto", 64, {"drop_path_rate": 0.1}),
     ("swin_tiny_patch4_window7_224", 128, {}),
     ("vit_tiny_patch16_224", 96, {}),
+    ("vit_tiny_patch16_224", 64, {"depth": 1}),
+    ("vit_tiny_patch16_224", 64, {"depth": 4}),
     ("test_vit", 160, {}),
 ]
 
@@ -110,3 +112,14 @@ def test_weights_that_do_not_fit_say_so(tmp_path) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match="does not fit"):
         load_initial(Backbone("test_efficientnet", 32), "test_efficientnet", f"{tmp_path}/w.pth")
+
+
+def test_a_misfit_names_one_tensor_and_the_model_to_set(tmp_path) -> None:
+    path = str(tmp_path / "resnet.pth")
+    torch.save(timm.create_model("resnet18").state_dict(), path)
+    with pytest.raises(ConfigError) as error:
+        load_initial(Backbone("test_efficientnet", 64), "test_efficientnet", path)
+    said = str(error.value)
+    assert "does not fit 'test_efficientnet': it has no blocks.0.0.bn1.bias there" in said
+    assert said.endswith("set --model.backbone.name=resnet18 --data.image_size=224")
+    assert len(said) < 400  # torch's own has every tensor's name

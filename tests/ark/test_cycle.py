@@ -114,6 +114,7 @@ def test_a_short_pass_is_at_least_one_step() -> None:
         (CycleConfig(each=[Phase(steps=1)], mix=Mix()), "exactly one of"),
         (CycleConfig(each=[Phase(steps=1, tasks=["all"])]), "`each` is for every task"),
         (CycleConfig(phases=[Phase("a/labels", tasks=["all"], steps=1)]), "give one of both"),
+        (CycleConfig(each=[Phase(steps=1, train=None)]), "train is null; .* for none"),  # type: ignore[arg-type]
         (CycleConfig(phases=[Phase(tasks=["a/labels"] * 2, steps=1)]), "each once"),
         (CycleConfig(each=[Phase(steps=1, lock=["x"], train=["y"])]), "`train` locks all the rest"),
         (CycleConfig(each=[Phase(steps=1, first_cycle=0)]), "1 <= first_cycle <= last_cycle"),
