@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 200_000_000  # of a picture; more is a decompression bomb
+_OVERSHOOT = 0.1  # a bicubic filter leaves 0..1 by a little
 
 
 @dataclass
@@ -73,6 +74,8 @@ def _of_tensor(images: Tensor, size: int) -> Input:
             f"images: a tensor of shape {tuple(images.shape)} and {images.dtype}; expected "
             "(B, 3, H, W) or (B, 1, H, W), uint8 in 0..255 or float in 0..1"
         )
+    if batch.is_floating_point() and batch.device.type == "cpu":  # elsewhere it would wait
+        _check_range(batch)
     height, width = batch.shape[-2:]
     if (height, width) != (size, size):
         whole = batch.dtype == torch.uint8
@@ -81,6 +84,16 @@ def _of_tensor(images: Tensor, size: int) -> Input:
         )
         batch = batch.round().clamp(0, 255).to(torch.uint8) if whole else batch
     return Input(batch, [(height, width)] * len(batch), alike=True)
+
+
+def _check_range(batch: Tensor) -> None:
+    """Pixels of 0..255 as floats, or normalised ones, would give wrong answers without a word."""
+    low, high = (value.item() for value in batch.aminmax())
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # NaN too
+        raise ConfigError(
+            f"images: a tensor of {batch.dtype} from {low:.4g} to {high:.4g}; expected 0..1, not "
+            "normalised: divide pixels by 255, or give them as uint8"
+        )
 
 
 def _array(picture: Any) -> np.ndarray:
