@@ -43,7 +43,7 @@ def serve(
         ConfigError: no such model, a packet is missing, or the port is taken.
     """
     try:
-        import uvicorn
+        from uvicorn import Config, Server
 
         from ark.serving.app import NOTE, Limits, make_app
         from ark.serving.reading import check_window
@@ -56,19 +56,20 @@ def serve(
     if megabytes <= 0:
         raise ConfigError(f"megabytes: {megabytes}; expected a number above 0")
     checked = check_window(window, "window")
-    with _listen(host, port) as listening:
-        loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        known = [*LOCAL, host, socket.gethostname(), *(names or [])]
-        app = make_app(loaded, known, Limits(megabytes), checked, NOTE if note is None else note)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
-        said = f"{model}: {len(loaded.tasks)} tasks at {_address(listening)} (Ctrl+C ends it)"
-        log.info(said)
-        if host not in LOCAL:
-            log.warning("%s: there is no password: whoever reaches it can use the model", host)
-        try:
-            uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # which uvicorn raises again when all is closed
-            log.info("ended")
+    try:
+        with _listen(host, port) as listening:
+            loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            known = [*LOCAL, host, socket.gethostname(), *(names or [])]
+            text = NOTE if note is None else note
+            app = make_app(loaded, known, Limits(megabytes), checked, text)
+            where = _address(listening)
+            log.info("%s: %d tasks at %s (Ctrl+C ends it)", model, len(loaded.tasks), where)
+            if host not in LOCAL:
+                log.warning("%s: there is no password: whoever reaches it can use the model", host)
+            config = Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
+            Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises it again when all is closed
+        log.info("ended")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -33,5 +33,5 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, busy: bool) -> None:
                     client.recv(1)
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0
+    assert process.returncode == 0, said
     assert "Traceback" not in said

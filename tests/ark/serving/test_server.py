@@ -26,9 +26,11 @@ from published_models import image_file as file
 from pydicom.data import get_testdata_file
 
 import ark.serving.command as serving
+from ark.network import Network
+from ark.published.config import Facts
 from ark.published.model import Model
 from ark.serving.app import PAGE, Limits
-from ark.types import ConfigError
+from ark.types import ConfigError, TaskSpec
 from datamodules.imaging.images import decode_image
 from toys import CLASSES
 
@@ -78,6 +80,19 @@ def test_predictions_are_the_models(url: str, model: Model) -> None:
     assert told["image"] == {"width": 120, "height": 90, "turned": False}
     assert told["tasks"]["toy/segmentation"]["exclusive"] is False
     assert "preview" not in told
+
+
+def test_points_are_in_pixels_of_the_image(serve: Any) -> None:
+    head = {"class_path": "landmarks.LandmarkHead"}
+    task = TaskSpec("toy", "points", "points", CLASSES, head)
+    network = Network({"name": "test_efficientnet", "image_size": 64}, None, [task]).eval()
+    model = Model(network, Facts(network.architecture))
+    _, told, _ = call(f"{serve(model, ['localhost'])}/api/predict", file())
+    expected = {name: value[0].tolist() for name, value in model([file()])["toy/points"].items()}
+    assert list(told["tasks"]["toy/points"]["points"]) == list(CLASSES)
+    for name, (x, y, score) in told["tasks"]["toy/points"]["points"].items():
+        assert [x, y] == pytest.approx(expected[name][:2], abs=0.1)
+        assert score == pytest.approx(expected[name][2], abs=1e-4)
 
 
 def test_a_large_images_masks_are_smaller(url: str) -> None:
