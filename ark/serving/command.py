@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import socket
+from typing import Any
 
 import torch
 
@@ -13,7 +14,11 @@ from ark.errors import ConfigError
 
 log = logging.getLogger("ark")
 LOCAL = ("127.0.0.1", "localhost", "::1")
-_GRACE = 3  # seconds for what is under way when Ctrl+C comes
+_UVICORN: dict[str, Any] = {
+    "log_level": "warning",
+    "timeout_graceful_shutdown": 3,  # seconds for what is under way when Ctrl+C comes
+    "lifespan": "off",  # nothing is to be done then, and its task complains when Ctrl+C comes early
+}
 
 
 def serve(
@@ -66,8 +71,7 @@ def serve(
             log.info("%s: %d tasks at %s (Ctrl+C ends it)", model, len(loaded.tasks), where)
             if host not in LOCAL:
                 log.warning("%s: there is no password: whoever reaches it can use the model", host)
-            config = Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
-            Server(config).run(sockets=[listening])
+            Server(Config(app, **_UVICORN)).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn raises it again when all is closed
         log.info("ended")
 

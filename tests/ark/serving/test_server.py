@@ -30,6 +30,7 @@ from ark.network import Network
 from ark.published.config import Facts
 from ark.published.model import Model
 from ark.serving.app import PAGE, Limits
+from ark.serving.reading import read
 from ark.types import ConfigError, TaskSpec
 from datamodules.imaging.images import decode_image
 from toys import CLASSES
@@ -130,6 +131,15 @@ def test_a_turned_photograph_is_seen_upright(url: str, model: Model, orientation
         boxes = [box["box"] for box in told["tasks"]["toy/detection"]["boxes"]]
         best = model([expected])["toy/detection"]["boxes"][0].tolist()
         assert boxes == [pytest.approx(box, abs=0.1) for box in best]
+
+
+def test_a_broken_exif_is_none(recwarn: pytest.WarningsRecorder) -> None:
+    data = file()
+    exif = b"eXIfMM\0*" + b"\xff" * 50
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    picture = read(data[:33] + chunk + data[33:])
+    assert (picture.turned, picture.pixels.shape) == (False, (90, 120, 1))
+    assert not recwarn, "nothing on the server's terminal"
 
 
 def test_deep_pixels_are_windowed_as_ark_predict_does(url: str, serve: Any, model: Model) -> None:
