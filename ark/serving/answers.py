@@ -29,7 +29,8 @@ Size = tuple[int, int]  # width, height in pixels
 def describe(model: Model) -> dict[str, Any]:
     """What `GET /api/model` says of the model: name, input, and tasks with their classes.
 
-    A multilabel task's "thresholds", one a class, are those that were chosen on validation.
+    A multilabel task's "thresholds", one a class, are those that were chosen on validation, 0.5
+    where none was.
     """
     facts = model.facts
     return {

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import socket
+from typing import Any
 
 import torch
 
@@ -13,7 +14,11 @@ from ark.errors import ConfigError
 
 log = logging.getLogger("ark")
 LOCAL = ("127.0.0.1", "localhost", "::1")
-_GRACE = 3  # seconds for what is under way when Ctrl+C comes
+_UVICORN: dict[str, Any] = {
+    "log_level": "warning",
+    "timeout_graceful_shutdown": 3,  # seconds for what is under way when Ctrl+C comes
+    "lifespan": "off",  # nothing is to be done then, and its task complains when Ctrl+C comes early
+}
 
 
 def serve(
@@ -43,7 +48,7 @@ def serve(
         ConfigError: no such model, a packet is missing, or the port is taken.
     """
     try:
-        import uvicorn
+        from uvicorn import Config, Server
 
         from ark.serving.app import NOTE, Limits, make_app
         from ark.serving.reading import check_window
@@ -56,19 +61,19 @@ def serve(
     if megabytes <= 0:
         raise ConfigError(f"megabytes: {megabytes}; expected a number above 0")
     checked = check_window(window, "window")
-    with _listen(host, port) as listening:
-        loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        known = [*LOCAL, host, socket.gethostname(), *(names or [])]
-        app = make_app(loaded, known, Limits(megabytes), checked, NOTE if note is None else note)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
-        said = f"{model}: {len(loaded.tasks)} tasks at {_address(listening)} (Ctrl+C ends it)"
-        log.info(said)
-        if host not in LOCAL:
-            log.warning("%s: there is no password: whoever reaches it can use the model", host)
-        try:
-            uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # which uvicorn raises again when all is closed
-            log.info("ended")
+    try:
+        with _listen(host, port) as listening:
+            loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            known = [*LOCAL, host, socket.gethostname(), *(names or [])]
+            text = NOTE if note is None else note
+            app = make_app(loaded, known, Limits(megabytes), checked, text)
+            where = _address(listening)
+            log.info("%s: %d tasks at %s (Ctrl+C ends it)", model, len(loaded.tasks), where)
+            if host not in LOCAL:
+                log.warning("%s: there is no password: whoever reaches it can use the model", host)
+            Server(Config(app, **_UVICORN)).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises it again when all is closed
+        log.info("ended")
 
 
 def _listen(host: str, port: int) -> socket.socket:

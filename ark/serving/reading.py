@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ark.errors import ConfigError
+from datamodules.imaging.guard import refusing
 from datamodules.imaging.images import (
     Window,
     check_window,
@@ -77,10 +78,10 @@ def _orientation(data: bytes) -> int:
     if name is None:
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=[name]) as picture:
+        with refusing(WHERE), Image.open(io.BytesIO(data), formats=[name]) as picture:
             exif = Image.Exif()
             exif.load(picture.info.get("exif") or b"")
             found = exif.get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises nearly all kinds on a stranger's EXIF
+    except ConfigError:
         return 1
     return found if found in range(1, 9) else 1

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ark.types import ClassPrediction, MaskPrediction, PointsPrediction, TaskSpec, ValuesPrediction
+from ark.types import (
+    ClassPrediction,
+    ConfigError,
+    MaskPrediction,
+    PointsPrediction,
+    TaskSpec,
+    ValuesPrediction,
+)
 from datamodules import predicting
 from datamodules.predicting import predict
 
@@ -115,3 +122,22 @@ def test_of_exclusive_classes_the_most_probable_is_written(tmp_path, monkeypatch
     assert left[:, :30].all()
     assert not left[:, 34:].any()
     assert not none.any()
+
+
+def test_one_file_is_enough(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "load_network", lambda *_: Marks())
+    images = output.parent / "images"
+    predict("x", str(images / "dark.png"), str(output / "one"), workers=0)
+    (row,) = csv.DictReader((output / "one" / "classes.csv").open())
+    assert row == next(csv.DictReader((output / "classes.csv").open()))
+    with pytest.raises(ConfigError, match=r"nowhere'; no such folder or file"):
+        predict("x", str(images / "nowhere"), str(output / "none"), workers=0)
+
+
+def test_an_earlier_runs_tables_do_not_stay(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "load_network", lambda *_: Marks())
+    bad = output.parent / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"no image")
+    predict("x", str(bad), str(output), workers=0)
+    assert [path.name for path in output.rglob("*") if path.is_file()] == ["skipped.csv"]

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, busy: bool) -> None:
             said += process.stderr.readline() or pytest.fail(said)
         with socket.create_connection(("127.0.0.1", int(found[1]))) as client:
             if busy:
+                with urllib.request.urlopen(found[0].strip(), timeout=60):
+                    pass  # it has begun
                 client.sendall(b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n")
                 client.sendall(b"Content-Length: 9\r\n\r\n")
                 client.settimeout(1)
@@ -33,5 +36,5 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, busy: bool) -> None:
                     client.recv(1)
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0
+    assert process.returncode == 0, said
     assert "Traceback" not in said

@@ -173,16 +173,54 @@ def turned_photograph() -> bytes:
     return data.getvalue()
 
 
-def gray_at(page: Page, x: float, y: float) -> int:
-    """Of the picture at a share of its width and height."""
+def pixel(page: Page, x: float, y: float) -> list[int]:
+    """Red, green and blue of the picture at a share of its width and height."""
     return page.evaluate(
         """([x, y]) => {
             const picture = document.getElementById("picture");
             const at = [Math.floor(x * picture.width), Math.floor(y * picture.height)];
-            return picture.getContext("2d").getImageData(...at, 1, 1).data[0];
+            return [...picture.getContext("2d").getImageData(...at, 1, 1).data.slice(0, 3)];
         }""",
         [x, y],
     )
+
+
+def gray_at(page: Page, x: float, y: float) -> int:
+    return pixel(page, x, y)[0]
+
+
+@pytest.mark.parametrize("sharp", [1, 3])
+def test_masks_boxes_and_points_lie_where_they_belong(chromium: str, url: str, sharp: int) -> None:
+    """On a black image of 120 x 90, also on a phone's screen of three pixels a pixel."""
+    orange, black = pytest.approx([0xE6, 0x9F, 0], abs=3), [0, 0, 0]
+    half = np.zeros((90, 120))
+    half[:, :60] = 255
+    masks = dict.fromkeys(CLASSES, png(np.zeros((90, 120)))) | {"heart": png(half)}
+    box = {"box": [30, 45, 60, 90], "score": 0.9, "label": "heart"}
+    points = {name: [0, 0, 0] for name in CLASSES} | {"heart": [90.0, 30.0, 0.8]}
+    tasks = {
+        "segmentation": {"exclusive": False, "masks": masks},
+        "detection": {"boxes": [box]},
+        "points": {"points": points},
+    }
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(device_scale_factor=sharp)
+        page.goto(url)
+        said = {f"toy/{kind}": {"kind": kind, "classes": list(CLASSES)} for kind in tasks}
+        known_model(page, tasks=said)
+        known_answer(page, {f"toy/{kind}": {"kind": kind} | task for kind, task in tasks.items()})
+        drop(page, "chest.png", image_file())
+        expect(page.locator("#picture")).to_be_visible()
+        assert pixel(page, 0.45, 0.5) == pytest.approx([0.45 * 0xE6, 0.45 * 0x9F, 0], abs=4)
+        assert pixel(page, 0.55, 0.5) == black
+        look(page, "toy/detection")
+        assert pixel(page, 0.25, 0.75) == orange
+        assert pixel(page, 0.27, 0.75) == pixel(page, 0.23, 0.75) == black
+        look(page, "toy/points")
+        assert pixel(page, 0.75, 1 / 3) == orange
+        assert pixel(page, 0.5, 1 / 3) == black
+        browser.close()
 
 
 def test_a_turned_photograph_is_shown_as_the_model_sees_it(page: Page) -> None:

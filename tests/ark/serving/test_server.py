@@ -26,9 +26,12 @@ from published_models import image_file as file
 from pydicom.data import get_testdata_file
 
 import ark.serving.command as serving
+from ark.network import Network
+from ark.published.config import Facts
 from ark.published.model import Model
 from ark.serving.app import PAGE, Limits
-from ark.types import ConfigError
+from ark.serving.reading import read
+from ark.types import ConfigError, TaskSpec
 from datamodules.imaging.images import decode_image
 from toys import CLASSES
 
@@ -80,6 +83,19 @@ def test_predictions_are_the_models(url: str, model: Model) -> None:
     assert "preview" not in told
 
 
+def test_points_are_in_pixels_of_the_image(serve: Any) -> None:
+    head = {"class_path": "landmarks.LandmarkHead"}
+    task = TaskSpec("toy", "points", "points", CLASSES, head)
+    network = Network({"name": "test_efficientnet", "image_size": 64}, None, [task]).eval()
+    model = Model(network, Facts(network.architecture))
+    _, told, _ = call(f"{serve(model, ['localhost'])}/api/predict", file())
+    expected = {name: value[0].tolist() for name, value in model([file()])["toy/points"].items()}
+    assert list(told["tasks"]["toy/points"]["points"]) == list(CLASSES)
+    for name, (x, y, score) in told["tasks"]["toy/points"]["points"].items():
+        assert [x, y] == pytest.approx(expected[name][:2], abs=0.1)
+        assert score == pytest.approx(expected[name][2], abs=1e-4)
+
+
 def test_a_large_images_masks_are_smaller(url: str) -> None:
     task = quote("toy/segmentation")
     _, told, _ = call(f"{url}/api/predict?tasks={task}", file(300, 2048))
@@ -115,6 +131,15 @@ def test_a_turned_photograph_is_seen_upright(url: str, model: Model, orientation
         boxes = [box["box"] for box in told["tasks"]["toy/detection"]["boxes"]]
         best = model([expected])["toy/detection"]["boxes"][0].tolist()
         assert boxes == [pytest.approx(box, abs=0.1) for box in best]
+
+
+def test_a_broken_exif_is_none(recwarn: pytest.WarningsRecorder) -> None:
+    data = file()
+    exif = b"eXIfMM\0*" + b"\xff" * 50
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    picture = read(data[:33] + chunk + data[33:])
+    assert (picture.turned, picture.pixels.shape) == (False, (90, 120, 1))
+    assert not recwarn, "nothing on the server's terminal"
 
 
 def test_deep_pixels_are_windowed_as_ark_predict_does(url: str, serve: Any, model: Model) -> None:
