@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.growing.source import Source, Which
-from ark.importing.making import Kind, find, kind_of, make, normalise, whose
+from ark.importing.making import Kind, check_which, find, kind_of, make, normalise, whose
 from ark.importing.parts import Options
 from ark.importing.reading import tensors
 from ark.importing.record import Record
@@ -31,6 +31,7 @@ def foreign_source(
     """
     state, place = tensors(content, which, path)
     kind = kind_of(state)
+    check_which(kind, which, place, path)
     try:
         source = _source(path, state, kind, backbone if kind == "encoder" else None)
     except ConfigError as error:

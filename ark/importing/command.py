@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ark.errors import ConfigError
-from ark.importing.making import Kind, find, make, normalise, whose, without
+from ark.importing.making import Kind, check_which, find, make, normalise, whose, without
 from ark.importing.parts import LastShift, Options
-from ark.importing.reading import FLAT, Which, read, tensors
+from ark.importing.reading import Which, read, tensors
 from ark.importing.record import Record
 from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, sha256
@@ -69,8 +69,7 @@ def import_model(
     if not overwrite and any((folder / part).exists() for part in (CONFIG, WEIGHTS, CARD)):
         raise ConfigError(f"{folder} holds a model; choose another folder, or --overwrite=true")
     state, place = tensors(read(file), which, file)
-    if kind == "ark6" and which == "student" and place == FLAT:
-        raise ConfigError(f"{file}: a flat file of Ark-6 holds the teacher alone; --which=teacher")
+    check_which(kind, which, place, file)
     record = Record()
     state = without(state, drop or [], record)
     options = Options(

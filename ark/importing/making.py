@@ -13,7 +13,7 @@ from ark.importing.encoders import unwrapped
 from ark.importing.foundation import ENCODER, find_foundation
 from ark.importing.papers import find_ark
 from ark.importing.parts import Found, Options, fill, find_encoder, own_parts
-from ark.importing.reading import FLAT, PLACES
+from ark.importing.reading import FLAT, PLACES, Which
 from ark.importing.record import Record
 from ark.network import Network
 
@@ -35,6 +35,15 @@ def whose(kind: Kind, place: str) -> str:
     if place in PLACES["teacher"] or (kind == "ark6" and place == FLAT):
         return "teacher"
     return "file" if kind == "encoder" or place == FLAT else "student"
+
+
+def check_which(kind: Kind, which: Which, place: str, path: Any) -> None:
+    """
+    Raises:
+        ConfigError: the student is asked for, of a file that holds the teacher alone.
+    """
+    if which == "student" and whose(kind, place) == "teacher":
+        raise ConfigError(f"{path}: a flat file of Ark-6 holds the teacher alone; drop `student`")
 
 
 def find(kind: Kind, state: Mapping[str, Tensor], options: Options, record: Record) -> Found:
