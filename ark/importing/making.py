@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.importing.encoders import unwrapped
+from ark.importing.filling import fill, own_parts
 from ark.importing.foundation import ENCODER, find_foundation
 from ark.importing.papers import find_ark
-from ark.importing.parts import Found, Options, fill, find_encoder, own_parts
+from ark.importing.parts import Found, Options, find_encoder
 from ark.importing.reading import FLAT, PLACES, Which
 from ark.importing.record import Record
 from ark.network import Network
