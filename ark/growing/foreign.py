@@ -11,7 +11,7 @@ from torch import Tensor
 from ark.errors import ConfigError
 from ark.growing.source import Source, Which
 from ark.importing.making import Kind, check_which, find, kind_of, make, normalise, whose
-from ark.importing.parts import Options
+from ark.importing.options import Options
 from ark.importing.reading import tensors
 from ark.importing.record import Record
 

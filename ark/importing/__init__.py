@@ -4,6 +4,7 @@ reading       a file to plain tensors; nothing is run that the file asks for
 layouts       how libraries name an encoder's tensors (torchvision, transformers, old timm, ...)
 encoders      those names to timm's
 variants      which timm model it is, from names and shapes
+options       what the user says of a file, and whether it can act
 parts         the backbone of a file, and what else is found in it
 linear_heads  numbered Linear layers as heads by name
 papers        Ark-6, Ark+: projector and heads (spec ark.md, Checkpoints to read)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ark.errors import ConfigError
 from ark.importing.making import Kind, check_which, find, make, normalise, whose, without
-from ark.importing.parts import LastShift, Options
+from ark.importing.options import LastShift, Options, check_classes, check_options
 from ark.importing.reading import Which, read, tensors
 from ark.importing.record import Record
 from ark.network import Network
@@ -66,6 +66,8 @@ def import_model(
         ConfigError: the file is unreadable, unsafe or another network than it is said to be.
     """
     folder = Path(output)
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; expected a new folder after the checkpoint's file")
     if not overwrite and any((folder / part).exists() for part in (CONFIG, WEIGHTS, CARD)):
         raise ConfigError(f"{folder} holds a model; choose another folder, or --overwrite=true")
     state, place = tensors(read(file), which, file)
@@ -75,7 +77,9 @@ def import_model(
     options = Options(
         backbone, backbone_args or {}, image_size, last_shift, heads, classes or {}, first_class
     )
+    check_options(kind, options)
     found = find(kind, state, options, record)
+    check_classes(options, [task.key for task in found.tasks])
     network = make(found, record, file)
     normalise(network, found.imagenet, record, mean, std)
     facts = _facts(network, record, kind, Path(file), place)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ark.importing.dino_names import place_of
-from ark.importing.parts import Found, Options
+from ark.importing.options import Options
+from ark.importing.parts import Found
 from ark.importing.record import Record
 from ark.importing.tasks import FOUNDATION_BOXES, detection
 from ark.types import TaskSpec

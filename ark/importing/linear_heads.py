@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ark.errors import ConfigError
-from ark.importing.parts import Found, Options
+from ark.importing.options import Options
+from ark.importing.parts import Found
 from ark.importing.record import Record
 from ark.importing.tasks import classification
 from ark.types import TaskSpec

@@ -12,8 +12,9 @@ from ark.errors import ConfigError
 from ark.importing.encoders import unwrapped
 from ark.importing.filling import fill, own_parts
 from ark.importing.foundation import ENCODER, find_foundation
+from ark.importing.options import Options
 from ark.importing.papers import find_ark
-from ark.importing.parts import Found, Options, find_encoder
+from ark.importing.parts import Found, find_encoder
 from ark.importing.reading import FLAT, PLACES, Which
 from ark.importing.record import Record
 from ark.network import Network
@@ -126,8 +127,16 @@ def _leave_out(found: Found, prefix: str, why: str, record: Record) -> None:
 
 
 def without(state: Mapping[str, Tensor], drop: Sequence[str], record: Record) -> dict[str, Tensor]:
-    """The tensors but for those whose names begin so."""
+    """The tensors but for those whose names begin so.
+
+    Raises:
+        ConfigError: none does.
+    """
     left = tuple(drop)
+    for begin in left:
+        if not any(name.startswith(begin) for name in state):
+            first = sorted({name.split(".")[0] for name in state})[:8]
+            raise ConfigError(f"--drop: no tensor begins with {begin!r}; they begin with {first}")
     for name in [name for name in state if left and name.startswith(left)]:
         record.drop(name, "left out by --drop")
     return {name: tensor for name, tensor in state.items() if name not in record.dropped}
@@ -147,8 +156,13 @@ def normalise(
         values = asked if asked is not None else common
         buffer = getattr(network.backbone, option)
         if values is not None:
-            if len(values) != 3:
-                raise ConfigError(f"--{option} is {values}; expected three numbers, one a channel")
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+                raise ConfigError(
+                    f"--{option} is {values}; expected three numbers, one a channel, of pixels in "
+                    "0..1 (those of bytes divided by 255)"
+                )
+            if option == "std" and not all(values):
+                raise ConfigError(f"--std is {values}; it divides, so expected none to be 0")
             buffer.copy_(buffer.new_tensor(values).view(3, 1, 1))
         said.append(f"{option} {[round(value, 4) for value in buffer.flatten().tolist()]}")
     record.notes.append(

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ark.importing.linear_heads import add_linear_heads
-from ark.importing.parts import Found, Options, find_encoder
+from ark.importing.options import Options
+from ark.importing.parts import Found, find_encoder
 from ark.importing.record import Record
 from ark.importing.tasks import ARK
 

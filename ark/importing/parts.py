@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from ark.backbone import Backbone
+from ark.errors import ConfigError
 from ark.importing.encoders import fitted, imagenet, to_timm
+from ark.importing.options import LastShift, Options
 from ark.importing.record import Record
 from ark.importing.variants import find_variant, swin_side, vit_side
 from ark.types import TaskSpec
-
-LastShift = Literal["origin", "keep", "off"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user says of the file; see `ark.importing.command.import_model`."""
-
-    backbone: str | None = None
-    backbone_args: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    last_shift: LastShift = "origin"
-    heads: Sequence[str] | None = None
-    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    first_class: int | None = None
 
 
 @dataclass
@@ -64,12 +51,20 @@ def find_encoder(
         prefix: what stood before their names in the file.
         keeps_shift: its origin shifts windows also where the map is not larger than a window.
         sides: window -> pixels of the input, where the file does not say them.
+
+    Raises:
+        ConfigError: shapes do not tell the model, or it has not what `options` are about.
     """
     named = to_timm(state, record, prefix)
     side = options.image_size or swin_side(state) or vit_side(named)
     backbone = _variant(named, options, side, sides, record)
     if "swin" in backbone["name"]:
         _set_shift(backbone, options.last_shift, keeps_shift, record)
+    elif options.last_shift != "origin":
+        raise ConfigError(
+            f"--last_shift={options.last_shift} is about Swin's windows; {backbone['name']!r} has "
+            "none: drop it"
+        )
     kept = fitted(named, Backbone(**backbone).model, record)
     found = Found(backbone, {f"backbone.model.{name}": tensor for name, tensor in kept.items()})
     found.imagenet = imagenet(state, record)
