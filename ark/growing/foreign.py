@@ -10,8 +10,17 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.growing.source import Source, Which
-from ark.importing.making import Kind, authors_license, find, kind_of, make, normalise, whose
-from ark.importing.parts import Options
+from ark.importing.making import (
+    Kind,
+    authors_license,
+    check_which,
+    find,
+    kind_of,
+    make,
+    normalise,
+    whose,
+)
+from ark.importing.options import Options
 from ark.importing.reading import tensors
 from ark.importing.record import Record
 from ark.published.config import sha256
@@ -32,6 +41,7 @@ def foreign_source(
     """
     state, place = tensors(content, which, path)
     kind = kind_of(state)
+    check_which(kind, which, place, path)
     try:
         source = _source(path, state, kind, backbone if kind == "encoder" else None)
     except ConfigError as error:

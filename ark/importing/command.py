@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ark.errors import ConfigError
-from ark.importing.making import Kind, authors_license, find, make, normalise, whose, without
-from ark.importing.parts import LastShift, Options
-from ark.importing.reading import FLAT, Which, read, tensors
+from ark.importing.making import (
+    Kind,
+    authors_license,
+    check_which,
+    find,
+    make,
+    normalise,
+    whose,
+    without,
+)
+from ark.importing.options import LastShift, Options, check_classes, check_options
+from ark.importing.reading import Which, read, tensors
 from ark.importing.record import Record
 from ark.network import Network
 from ark.published.config import CARD, CONFIG, WEIGHTS, Facts, sha256
@@ -66,17 +75,20 @@ def import_model(
         ConfigError: the file is unreadable, unsafe or another network than it is said to be.
     """
     folder = Path(output)
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; expected a new folder after the checkpoint's file")
     if not overwrite and any((folder / part).exists() for part in (CONFIG, WEIGHTS, CARD)):
         raise ConfigError(f"{folder} holds a model; choose another folder, or --overwrite=true")
     state, place = tensors(read(file), which, file)
-    if kind == "ark6" and which == "student" and place == FLAT:
-        raise ConfigError(f"{file}: a flat file of Ark-6 holds the teacher alone; --which=teacher")
+    check_which(kind, which, place, file)
     record = Record()
     state = without(state, drop or [], record)
     options = Options(
         backbone, backbone_args or {}, image_size, last_shift, heads, classes or {}, first_class
     )
+    check_options(kind, options)
     found = find(kind, state, options, record)
+    check_classes(options, [task.key for task in found.tasks])
     network = make(found, record, file)
     normalise(network, found.imagenet, record, mean, std)
     facts = _facts(network, record, kind, Path(file), place)

@@ -1,7 +1,4 @@
-"""The localization parts of Foundation X and X+: DINO's names to mmdet's in `heads.detection`.
-
-Both are the same network. The decoder's norms are counted otherwise: the original's norm2 follows
-self-attention and norm1 cross-attention, mmdet's are in order.
+"""The localization parts of Foundation X and X+ as detectors of `heads.detection`.
 
 The spec gives what is shared (X: the encoder; X+: also the decoder) and the output layers' names.
 A number after a module, as in `transformer.decoder.3`, is a dataset's. A detector of which one
@@ -18,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ark.importing.parts import Found, Options
+from ark.importing.dino_names import place_of
+from ark.importing.options import Options
+from ark.importing.parts import Found
 from ark.importing.record import Record
 from ark.importing.tasks import FOUNDATION_BOXES, detection
 from ark.types import TaskSpec
@@ -28,7 +27,6 @@ LOCAL = re.compile(r"input_proj\.|label_enc|transformer\.|(bbox|class)_embed|bac
 POINTS = 4  # a head and level (spec, Network); shapes only tell heads times points
 LABELS = "embeddings of noisy labels, of training only; their number is not the task's classes"
 TWICE = "the same tensor under a second name"
-BOX_LAYERS = {"0": "0", "1": "2", "2": "4"}  # mmdet counts the ReLUs between
 
 
 @dataclass
@@ -126,7 +124,7 @@ def _places(names: list[str], state: Mapping[str, Tensor], record: Record) -> Pl
         if name.startswith("label_enc"):
             record.drop(name, LABELS)
             continue
-        shared, number, target = _place(name, last)
+        shared, number, target = place_of(name, last)
         group = places.encoder if shared else places.own.setdefault(number, {})
         if target is None:
             continue
@@ -140,60 +138,6 @@ def _places(names: list[str], state: Mapping[str, Tensor], record: Record) -> Pl
             continue
         group[target] = name
     return places
-
-
-def _place(name: str, last: int) -> tuple[bool, int | None, str | None]:
-    """(of the shared encoder, the dataset's number, name in mmdet's detector or None)."""
-    if target := _in_encoder(name):
-        return True, None, target
-    if m := re.fullmatch(
-        r"(?:transformer\.decoder\.)?(bbox|class)_embed_?\.(\d+)\.(\d+)\.(.*)", name
-    ):
-        return False, int(m[2]), _output(m[1], int(m[3]), m[4])
-    if m := re.fullmatch(r"transformer\.decoder\.(\d+)\.(bbox|class)_embed_?\.(\d+)\.(.*)", name):
-        return False, int(m[1]), _output(m[2], int(m[3]), m[4])
-    if m := re.fullmatch(r"transformer\.decoder\.(?:(\d+)\.)?((?:layers|norm|ref_point).*)", name):
-        return False, _number(m[1]), f"decoder.{_layer(m[2])}"
-    if m := re.fullmatch(r"transformer\.enc_out_(bbox|class)_embed_?\.(?:(\d+)\.)?(.*)", name):
-        return False, _number(m[2]), _output(m[1], last, m[3])
-    for theirs, ours in (
-        ("enc_output_norm", "memory_trans_norm"),
-        ("enc_output", "memory_trans_fc"),
-        ("tgt_embed", "query_embedding"),
-    ):
-        if m := re.fullmatch(rf"transformer\.{theirs}_?\.(?:(\d+)\.)?(weight|bias)", name):
-            return False, _number(m[1]), f"{ours}.{m[2]}"
-    return False, None, None
-
-
-def _in_encoder(name: str) -> str | None:
-    if m := re.fullmatch(r"backbone\.0\.Locnorm(\d)\.(.*)", name):
-        return f"neck.0.norms.{int(m[1]) - 1}.{m[2]}"
-    if m := re.fullmatch(r"input_proj\.(\d)\.([01])\.(.*)", name):
-        level, part = int(m[1]), ("conv", "gn")[int(m[2])]
-        convs = f"convs.{level}" if level < 3 else f"extra_convs.{level - 3}"
-        return f"neck.1.{convs}.{part}.{m[3]}"
-    if name == "transformer.level_embed":
-        return "level_embed.weight"
-    if m := re.fullmatch(r"transformer\.encoder\.(layers\..*)", name):
-        return f"encoder.{_layer(m[1], decoder=False)}"
-    return None
-
-
-def _layer(name: str, decoder: bool = True) -> str:
-    """A layer's parts as mmdet calls them."""
-    order = {"1": "1", "2": "0", "3": "2"} if decoder else {"1": "0", "2": "1"}
-    name = re.sub(r"^(layers\.\d+)\.norm(\d)", lambda m: f"{m[1]}.norms.{order[m[2]]}", name)
-    name = re.sub(r"^(layers\.\d+)\.linear1", r"\1.ffn.layers.0.0", name)
-    name = re.sub(r"^(layers\.\d+)\.linear2", r"\1.ffn.layers.1", name)
-    return re.sub(r"\.self_attn\.(in_proj_|out_proj)", r".self_attn.attn.\1", name)
-
-
-def _output(kind: str, layer: int, rest: str) -> str:
-    if kind == "class":
-        return f"bbox_head.cls_branches.{layer}.{rest}"
-    _, number, what = rest.split(".")  # layers.1.weight
-    return f"bbox_head.reg_branches.{layer}.{BOX_LAYERS[number]}.{what}"
 
 
 def _init_args(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
@@ -240,7 +184,3 @@ def _arguments(state: Mapping[str, Tensor], places: Places) -> dict[str, Any]:
 def _count(names: list[str], pattern: str) -> int:
     """One more than the highest number that the pattern finds."""
     return 1 + max((int(m[1]) for name in names if (m := re.match(pattern, name))), default=-1)
-
-
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)

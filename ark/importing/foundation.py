@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.importing.dino import find_detectors, is_localization
-from ark.importing.parts import Found, Options, add_linear_heads, find_encoder
+from ark.importing.linear_heads import add_linear_heads
+from ark.importing.options import Options
+from ark.importing.parts import Found, find_encoder
 from ark.importing.record import Record
 from ark.importing.tasks import FOUNDATION
 

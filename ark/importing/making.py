@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ark.errors import ConfigError
 from ark.importing.encoders import unwrapped
+from ark.importing.filling import fill, own_parts
 from ark.importing.foundation import ENCODER, find_foundation
+from ark.importing.options import Options
 from ark.importing.papers import find_ark
-from ark.importing.parts import Found, Options, fill, find_encoder, own_parts
-from ark.importing.reading import FLAT, PLACES
+from ark.importing.parts import Found, find_encoder
+from ark.importing.reading import FLAT, PLACES, Which
 from ark.importing.record import Record
 from ark.network import Network
 from ark.registry import known
@@ -42,6 +44,15 @@ def whose(kind: Kind, place: str) -> str:
     if place in PLACES["teacher"] or (kind == "ark6" and place == FLAT):
         return "teacher"
     return "file" if kind == "encoder" or place == FLAT else "student"
+
+
+def check_which(kind: Kind, which: Which, place: str, path: Any) -> None:
+    """
+    Raises:
+        ConfigError: the student is asked for, of a file that holds the teacher alone.
+    """
+    if which == "student" and whose(kind, place) == "teacher":
+        raise ConfigError(f"{path}: a flat file of Ark-6 holds the teacher alone; drop `student`")
 
 
 def find(kind: Kind, state: Mapping[str, Tensor], options: Options, record: Record) -> Found:
@@ -123,8 +134,16 @@ def _leave_out(found: Found, prefix: str, why: str, record: Record) -> None:
 
 
 def without(state: Mapping[str, Tensor], drop: Sequence[str], record: Record) -> dict[str, Tensor]:
-    """The tensors but for those whose names begin so."""
+    """The tensors but for those whose names begin so.
+
+    Raises:
+        ConfigError: none does.
+    """
     left = tuple(drop)
+    for begin in left:
+        if not any(name.startswith(begin) for name in state):
+            first = sorted({name.split(".")[0] for name in state})[:8]
+            raise ConfigError(f"--drop: no tensor begins with {begin!r}; they begin with {first}")
     for name in [name for name in state if left and name.startswith(left)]:
         record.drop(name, "left out by --drop")
     return {name: tensor for name, tensor in state.items() if name not in record.dropped}
@@ -144,8 +163,13 @@ def normalise(
         values = asked if asked is not None else common
         buffer = getattr(network.backbone, option)
         if values is not None:
-            if len(values) != 3:
-                raise ConfigError(f"--{option} is {values}; expected three numbers, one a channel")
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+                raise ConfigError(
+                    f"--{option} is {values}; expected three numbers, one a channel, of pixels in "
+                    "0..1 (those of bytes divided by 255)"
+                )
+            if option == "std" and not all(values):
+                raise ConfigError(f"--std is {values}; it divides, so expected none to be 0")
             buffer.copy_(buffer.new_tensor(values).view(3, 1, 1))
         said.append(f"{option} {[round(value, 4) for value in buffer.flatten().tolist()]}")
     record.notes.append(

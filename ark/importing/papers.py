@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ark.importing.parts import Found, Options, add_linear_heads, find_encoder
+from ark.importing.linear_heads import add_linear_heads
+from ark.importing.options import Options
+from ark.importing.parts import Found, find_encoder
 from ark.importing.record import Record
 from ark.importing.tasks import ARK
 

@@ -11,7 +11,7 @@ from timm import is_model
 from torch import Tensor
 
 from ark.errors import ConfigError
-from ark.importing.encoders import layout_of
+from ark.importing.layouts import layout_of
 
 Counts = tuple[int, ...]  # of each stage
 # embedding width, depths, heads, window -> model

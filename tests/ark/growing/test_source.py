@@ -146,6 +146,9 @@ def test_the_student_of_a_papers_file(tmp_path: Path) -> None:
     assert found.which == "student"
     name = "projector.weight"
     assert torch.equal(found.state[name], content["state_dict"][f"module.{name}"])
+    torch.save(foreign.ark_state(hidden=True), tmp_path / "f.pth")
+    with pytest.raises(ConfigError, match="holds the teacher alone; drop `student`"):
+        load_source(str(tmp_path / "f.pth"), "student")
 
 
 def test_an_encoders_file_is_read_as_the_runs_backbone(tmp_path: Path) -> None:

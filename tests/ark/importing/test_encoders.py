@@ -222,6 +222,8 @@ def test_what_shapes_do_not_tell_is_an_error_that_says_so(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"198 places, expected a square.*distilled.*--backbone"):
         imported(tmp_path, deit.state_dict())
     imported(tmp_path, deit.state_dict(), backbone="deit_tiny_distilled_patch16_224")
+    with pytest.raises(ConfigError, match=r"--last_shift=keep is about Swin's windows"):
+        imported(tmp_path, tv.resnet18().state_dict(), last_shift="keep", overwrite=True)
     with pytest.raises(ConfigError, match=r"not 64 wide, as of a wide ResNet.*--backbone"):
         imported(tmp_path, tv.wide_resnet50_2().state_dict(), overwrite=True)
 

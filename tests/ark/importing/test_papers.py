@@ -167,6 +167,36 @@ def test_a_file_that_is_not_whole_says_what_it_lacks(tmp_path: Path) -> None:
     imported(tmp_path, "ark_plus", less("omni_heads"), heads=[], overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("ark_plus", {"classes": {"nihh/findings": ["a"]}}, r"'nihh/findings' is no task of the"),
+        ("ark_plus", {"drop": ["head.", "omnihead"]}, r"no tensor begins with 'omnihead'; they"),
+        ("ark_plus", {"mean": [123.7, 116.3, 103.5]}, r"expected .* of pixels in 0\.\.1"),
+        ("ark_plus", {"std": [0.2, 0.2, 0]}, "expected none to be 0"),
+        (
+            "ark_plus",
+            {"first_class": 1},
+            "=1 says nothing of a file of kind ark_plus",
+        ),
+        ("foundation_x", {"first_class": -1}, "expected a number from 0 on"),
+        ("encoder", {"heads": ["a/b"]}, "says nothing of a file of kind encoder; drop it"),
+    ],
+)
+def test_an_option_that_cannot_act_is_an_error(
+    tmp_path: Path, kind: str, options: dict[str, Any], said: str
+) -> None:
+    content = foreign.foundation_file() if kind == "foundation_x" else foreign.ark_plus_file()
+    with pytest.raises(ConfigError, match=said):
+        imported(tmp_path, kind, content, **options)
+
+
+def test_two_files_are_not_a_file_and_a_folder(tmp_path: Path) -> None:
+    torch.save(foreign.ark_plus_file(), tmp_path / "f.pth")
+    with pytest.raises(ConfigError, match=r"f\.pth: is a file; expected a new folder"):
+        import_model("ark_plus", str(tmp_path / "f.pth"), str(tmp_path / "f.pth"), overwrite=True)
+
+
 def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     state = foreign.ark_state(hidden=False)
     state["layers.1.blocks.0.mlp.fc1.weight"][3, 2] = float("nan")
