@@ -48,6 +48,7 @@ def onnx(
     input: Literal["uint8", "float32"] = "uint8",
     tolerance: float | None = None,
     overwrite: bool = False,
+    allow: list[str] | None = None,
 ) -> None:
     """Writes an ONNX file that stands alone: weights, normalisation, class names, thresholds.
 
@@ -65,6 +66,7 @@ def onnx(
         tolerance: most that an output may differ from torch's in float32: 1e-4, of float16 0.05;
             a share of the greatest value where that is above 1.
         overwrite: replace a file.
+        allow: class paths of heads outside Ark that may be imported, as of `ark.load`.
 
     Raises:
         ConfigError: no such model or task, nothing can be exported, a file is in the way, a package
@@ -72,7 +74,7 @@ def onnx(
     """
     _need_packages()
     path, partial = new_file(file, ".onnx", overwrite)
-    network, facts = source(model)
+    network, facts = source(model, allow or ())
     check_size(network, file, 2 if precision == "float16" else 4)
     keys, dtype = chosen(network, tasks, model), getattr(torch, input)
     lower = copy.deepcopy(network).half() if precision == "float16" else network

@@ -31,6 +31,7 @@ def pt2(
     input: Literal["uint8", "float32"] = "uint8",
     tolerance: float | None = None,
     overwrite: bool = False,
+    allow: list[str] | None = None,
 ) -> None:
     """Writes what `torch.export.load` reads, or with --compile=true AOTInductor's package, which
     `torch._inductor.aoti_load_package` and its C++ class read. Neither needs Ark, timm or mmdet.
@@ -46,13 +47,14 @@ def pt2(
         input: bytes in 0..255, or numbers in 0..1.
         tolerance: as of `ark onnx`: 1e-4.
         overwrite: replace a file.
+        allow: class paths of heads outside Ark that may be imported, as of `ark.load`.
 
     Raises:
         ConfigError: no such model or task, nothing can be exported, a file is in the way, torch
             cannot compile it, or an output differs by more than `tolerance`.
     """
     path, partial = new_file(file, ".pt2", overwrite)
-    network, facts = source(model)
+    network, facts = source(model, allow or ())
     dtype = getattr(torch, input)
     example = example_of(network, dtype)
     graph, program, left = exportable(

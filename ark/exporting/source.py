@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ from ark.published.export import facts_of
 LARGEST = 2_000_000_000  # bytes of one protobuf, which an ONNX file is
 
 
-def source(model: str) -> tuple[Network, Facts]:
+def source(model: str, allow: Sequence[str] = ()) -> tuple[Network, Facts]:
     """The network in float32 and eval mode.
 
     Args:
         model: folder that `ark export` wrote, the folder of a run (its teacher), or as `ark.load`
             takes them a hub's owner/name or a name of `ark models`.
+        allow: as of `ark.load`; one's own run needs none.
 
     Raises:
         ConfigError: none of these.
@@ -31,7 +33,7 @@ def source(model: str) -> tuple[Network, Facts]:
     if (path / CONFIG).is_file() or not path.exists():
         from ark.published.loading import load
 
-        loaded = load(model)
+        loaded = load(model, allow=allow)
         return loaded.network, loaded.facts
     network = load_network(path)
     return network, facts_of(path, network, "teacher")

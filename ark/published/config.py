@@ -162,7 +162,8 @@ def check_trusted(
         if not class_path.startswith("heads."):
             raise ConfigError(
                 f"{where}: class_path {class_path!r} is not of Ark's own heads; nothing of it was "
-                f"imported. If you trust it: ark.load(..., allow=[{class_path!r}])"
+                f"imported. If you trust it: ark.load(..., allow=[{class_path!r}]), or of commands "
+                f"--allow='[\"{class_path}\"]'"
             )
         for key, value in _walk(task["head"].get("init_args") or {}):
             _check_value(where, key, value)

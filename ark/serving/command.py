@@ -30,6 +30,7 @@ def serve(
     names: list[str] | None = None,
     window: str | list[float] = "auto",
     note: str | None = None,
+    allow: list[str] | None = None,
 ) -> None:
     """Serves a model: a page to drop images on, and JSON.
 
@@ -43,6 +44,7 @@ def serve(
         names: further host names under which browsers reach this server.
         window: how pixels of more than 8 bits become 8, as of `ark predict`.
         note: text at the page's foot; if not given it says that this is for research.
+        allow: class paths of heads outside Ark that may be imported, as of `ark.load`.
 
     Raises:
         ConfigError: no such model, a packet is missing, or the port is taken.
@@ -63,7 +65,8 @@ def serve(
     checked = check_window(window, "window")
     try:
         with _listen(host, port) as listening:
-            loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            loaded = load(model, device=place, allow=allow or ())
             known = [*LOCAL, host, socket.gethostname(), *(names or [])]
             text = NOTE if note is None else note
             app = make_app(loaded, known, Limits(megabytes), checked, text)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from published_models import publish
 
 import ark
 from ark.checkpoint import save_networks
@@ -120,3 +121,18 @@ def test_a_missing_package_says_what_to_install(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install ark-foundation[onnx]" in done.stderr
+
+
+def test_a_published_head_of_ones_own_is_exported_where_it_is_allowed(tmp_path):
+    head = {"class_path": "landmarks.LandmarkHead"}
+    task = TaskSpec("toy", "points", "points", CLASSES, head)
+    network = Network({"name": "test_efficientnet", "image_size": SIDE}, None, [task]).eval()
+    folder = publish(tmp_path / "published", network)
+    with pytest.raises(ConfigError, match=r"--allow='\[\"landmarks\.LandmarkHead\"\]'"):
+        onnx(str(folder), str(tmp_path / "model.onnx"))
+    onnx(str(folder), str(tmp_path / "model.onnx"), allow=["landmarks.LandmarkHead"])
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    found = load_network(tmp_path / "model.onnx").predict("toy/points", images)
+    torch.testing.assert_close(
+        found.points, network(images)["toy/points"].points, rtol=0, atol=1e-3
+    )

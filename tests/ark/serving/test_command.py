@@ -11,7 +11,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from published_models import publish
+
+from ark.network import Network
+from ark.serving.command import serve
+from ark.types import ConfigError, TaskSpec
+from toys import CLASSES
 
 pytestmark = pytest.mark.slow
 
@@ -38,3 +44,17 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, busy: bool) -> None:
             said = process.communicate(timeout=60)[1]
     assert process.returncode == 0, said
     assert "Traceback" not in said
+
+
+def test_a_head_of_ones_own_is_served_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[FastAPI] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: served.append(self.config.app))
+    task = TaskSpec("toy", "points", "points", CLASSES, {"class_path": "landmarks.LandmarkHead"})
+    network = Network({"name": "test_efficientnet", "image_size": 64}, None, [task]).eval()
+    folder = str(publish(tmp_path, network))
+    with pytest.raises(ConfigError, match="--allow="):
+        serve(folder, port=0)
+    serve(folder, port=0, allow=["landmarks.LandmarkHead"])
+    assert len(served) == 1
