@@ -12,6 +12,7 @@ from ark.backbone import Backbone
 from ark.growing.options import as_options
 from ark.growing.parts import misfit
 from ark.importing.encoders import fitted, to_timm, unwrapped
+from ark.importing.filling import check_finite
 from ark.importing.reading import read, tensors
 from ark.importing.record import Record
 from ark.importing.variants import find_variant
@@ -90,6 +91,8 @@ def _from_file(path: Path, backbone: Backbone) -> tuple[dict[str, Tensor], str]:
     state, _ = tensors(read(path), "teacher", path)
     inner, prefix = unwrapped(state, record)
     found = fitted(to_timm(inner, record, prefix), backbone.model, record)
+    for key, tensor in found.items():
+        check_finite(key, tensor, path)
     said = f"{len(record.renamed())} renamed, {len(record.dropped)} left out"
     shifts = any(getattr(part, "always_partition", False) for part in backbone.model.modules())
     if prefix == "backbone.0." and not shifts:

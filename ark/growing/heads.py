@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +48,8 @@ def _match_classes(
     if why := misfit(mine, theirs, but=list(rows)):
         return all_new(part, mine, theirs, _joined(notes[0], why))
     if not set(new) & set(old) and not _others(head, rows):
-        return all_new(part, mine, theirs, _joined(notes[0], "no class in common"))
+        why = _joined(notes[0], "no class in common", _misspelled(new, old))
+        return all_new(part, mine, theirs, why)
     taken = {name: Taken(theirs[name]) for name in mine if name not in rows}
     for name, layout in rows.items():
         found = by_class(mine[name], theirs[name], layout, new, old)
@@ -56,7 +58,7 @@ def _match_classes(
             return all_new(part, mine, theirs, _joined(notes[0], why))
         taken[name] = found
     complete = set(new) <= set(old)  # then nothing here has a start of its own
-    note = _joined(*notes, *_classes(new, old))
+    note = _joined(*notes, *_classes(new, old), _misspelled(new, old))
     state = "taken" if complete else "partly taken"
     return Row(part, state, len(mine) - len(rows), by_class=len(rows), note=note), taken  # type: ignore[arg-type]
 
@@ -87,6 +89,18 @@ def _classes(new: Iterable[str], old: Iterable[str]) -> list[str]:
         "dropped": [name for name in old if name not in new],
     }
     return [f"{what}: {', '.join(names)}" for what, names in groups.items() if names]
+
+
+def _misspelled(new: Iterable[str], old: Sequence[str]) -> str:
+    """New classes that differ from old ones in case and punctuation alone: likely the same."""
+    bare = {_bare(name): name for name in old}
+    close = [(name, bare.get(_bare(name))) for name in new if name not in old]
+    pairs = [f"{mine!r} ({theirs!r} there)" for mine, theirs in close if theirs]
+    return f"only spelled otherwise, so new: {', '.join(pairs)}" if pairs else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"\W|_", "", name).casefold()
 
 
 def _joined(*notes: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,8 +15,10 @@ from ark.growing.foreign import foreign_source
 from ark.growing.source import Source, Which
 from ark.importing.reading import read
 from ark.published import lineage
-from ark.published.config import CONFIG, check_weights, read_config
+from ark.published.config import CONFIG, WEIGHTS, check_weights, read_config
 from ark.published.loading import find
+
+SUFFIXES = (".ckpt", ".pth", ".pt", ".tar", ".bin", ".safetensors")
 
 
 def load_source(
@@ -50,12 +52,18 @@ def _load(where: str, which: Which, backbone: Mapping[str, Any] | None) -> Sourc
             f"{where}: is a checkpoint of shards (fsdp2); start from its run's folder, in which a "
             "finished run leaves model/"
         )
-    if not path.is_dir() and path.suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
+    if not path.is_dir() and path.suffix in SUFFIXES:  # else it may be a hub's owner/name
         raise ConfigError(f"{where}: no such file")
     return _published(find(str(path) if path.is_dir() else where), where, which)
 
 
 def _from_file(path: Path, where: str, which: Which, backbone: Mapping[str, Any] | None) -> Source:
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        return _published(path.parent, where, which)
+    if (path.parent / ARCHITECTURE).is_file() and path.stem in get_args(Which):
+        architecture, state = load_state(path.parent, path.stem)
+        before = lineage.of_run(path.parent, path.stem)
+        return Source(where, path.stem, architecture, state, lineage=before)
     content = read(path)
     if is_training(content):
         architecture, state = load_state(path, which)

@@ -26,11 +26,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], record: Record, path: 
             "leave them out with --drop=BEGINNING_OF_NAME"
         )
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ConfigError(
-                f"{path}: {name} holds numbers that are infinite or none (NaN); the file is "
-                "damaged, or its training diverged: take an earlier one"
-            )
+        check_finite(name, tensor, path)
         if tensor.shape != own[name].shape:
             raise ConfigError(
                 f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}; "
@@ -42,6 +38,18 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], record: Record, path: 
                 raise ConfigError(f"{where}: {name} is missing; the file is not whole, or {FIX}")
             record.missing[name] = why
     network.load_state_dict(dict(state), strict=False)
+
+
+def check_finite(name: str, tensor: Tensor, path: Any) -> None:
+    """
+    Raises:
+        ConfigError: some of its numbers are not.
+    """
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ConfigError(
+            f"{path}: {name} holds numbers that are infinite or none (NaN); the file is damaged, "
+            "or its training diverged: take an earlier one"
+        )
 
 
 def own_parts(name: str) -> str | None:

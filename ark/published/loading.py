@@ -65,6 +65,11 @@ def find(path: str | Path, revision: str | None = None, token: str | None = None
     folder = Path(path)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise ConfigError(
+            f"{folder}: is a file; ark.load reads folders. `ark import KIND {folder} FOLDER` makes "
+            "one of the papers' files and others' encoders"
+        )
     if known := registry.known().get(str(path)):
         return registry.fetch(known)
     if isinstance(path, Path) or path.count("/") != 1 or path.startswith((".", "~", "/")):

@@ -123,3 +123,13 @@ def test_a_misfit_names_one_tensor_and_the_model_to_set(tmp_path) -> None:
     assert "does not fit 'test_efficientnet': it has no blocks.0.0.bn1.bias there" in said
     assert said.endswith("set --model.backbone.name=resnet18 --data.image_size=224")
     assert len(said) < 400  # torch's own has every tensor's name
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path) -> None:
+    state = timm.create_model("test_efficientnet").state_dict()
+    state["conv_stem.weight"][0] = float("inf")
+    torch.save(state, tmp_path / "f.pth")
+    with pytest.raises(ConfigError, match=r"f\.pth: conv_stem\.weight holds .*infinite"):
+        load_initial(
+            Backbone("test_efficientnet", 64), "test_efficientnet", str(tmp_path / "f.pth")
+        )

@@ -227,6 +227,17 @@ def test_a_head_that_does_not_fit_is_new_and_says_why(
         assert torch.equal(value, before[f"heads.{new.key}.{name}"])
 
 
+def test_a_class_that_is_only_spelled_otherwise_is_new_and_said() -> None:
+    old = network(1, spec("multilabel", ("Pleural_Thickening", "Mass", "mass")))
+    mine = network(2, spec("multilabel", ("pleural thickening", "Mass", "Edema")))
+    note = row(grown(mine, old)[0], "head toy/multilabel").note
+    hint = "only spelled otherwise, so new: 'pleural thickening' ('Pleural_Thickening' there)"
+    assert note.endswith(hint)
+    mine = network(2, spec("multilabel", ("MASS",)))
+    note = row(grown(mine, old)[0], "head toy/multilabel").note
+    assert note == "no class in common; only spelled otherwise, so new: 'MASS' ('mass' there)"
+
+
 def test_a_head_of_another_kind_is_new() -> None:
     old = network(1, spec("multilabel"))
     mine = network(2, spec("multiclass"))

@@ -87,6 +87,8 @@ def test_nothing_there_is_refused(tmp_path: Path) -> None:
         load_source(str(tmp_path / "gone" / "run"))
     with pytest.raises(ConfigError, match=r"init_from: gone/last.ckpt: no such file"):
         load_source("gone/last.ckpt")
+    with pytest.raises(ConfigError, match=r"init_from: gone/ark6.pth.tar: no such file"):
+        load_source("gone/ark6.pth.tar")  # no repository of a hub
     with pytest.raises(ConfigError, match=r"init_from: .*no config.json"):
         load_source(str(tmp_path))
 
@@ -149,6 +151,16 @@ def test_the_student_of_a_papers_file(tmp_path: Path) -> None:
     torch.save(foreign.ark_state(hidden=True), tmp_path / "f.pth")
     with pytest.raises(ConfigError, match="holds the teacher alone; drop `student`"):
         load_source(str(tmp_path / "f.pth"), "student")
+
+
+def test_a_file_of_weights_is_the_folder_that_it_is_in(network: Network, tmp_path: Path) -> None:
+    """Not an encoder with heads beside it, which would be dropped."""
+    save_networks(tmp_path / "model", teacher=network)
+    write_model(tmp_path / "published", network, Facts(network.architecture))
+    for file in ("model/teacher.safetensors", "published/model.safetensors"):
+        found = load_source(str(tmp_path / file))
+        assert same(found.state, network)
+        assert list(found.tasks) == ["toy/multilabel"]
 
 
 def test_an_encoders_file_is_read_as_the_runs_backbone(tmp_path: Path) -> None:

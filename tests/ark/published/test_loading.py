@@ -207,6 +207,12 @@ def test_what_is_nowhere_says_so(name: str) -> None:
         ark.load(name)
 
 
+def test_a_file_is_told_from_a_folder(tmp_path: Path) -> None:
+    torch.save({"teacher": {"x": torch.zeros(1)}}, tmp_path / "ark6.pth.tar")
+    with pytest.raises(ConfigError, match=r"is a file; ark\.load reads folders\. `ark import KIND"):
+        ark.load(tmp_path / "ark6.pth.tar")
+
+
 def test_a_folder_of_something_else_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder that `ark export` wrote"):
         ark.load(tmp_path)
