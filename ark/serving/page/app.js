@@ -102,6 +102,13 @@ function show() {
   $("picture").ariaLabel = task ? `${task.key}: ${$("rows").innerText}` : "the image";
 }
 
+// the picture alone: the rows keep the focus
+function repaint() {
+  const task = chosen();
+  if (task?.masks) task.members = members(task);
+  if (seen) paint($("picture"), seen, task);
+}
+
 const oneOf = ({ kind }) => kind === "multiclass" || kind === "ordinal";
 
 function rows(task) {
@@ -154,8 +161,7 @@ function checkbox(key) {
   box.checked = !hidden.has(key);
   box.addEventListener("change", () => {
     hidden[box.checked ? "delete" : "add"](key);
-    const task = chosen();
-    paint($("picture"), seen, { ...task, members: members(task) }); // the rows keep the focus
+    repaint();
   });
   return box;
 }
@@ -190,5 +196,5 @@ for (const name of ["dragover", "dragleave", "drop"])
     $("drop").classList.toggle("over", name === "dragover");
     if (name === "drop") take(event.dataTransfer.files);
   });
-addEventListener("resize", show);
+addEventListener("resize", repaint);
 begin().catch((error) => say(error.message, true));

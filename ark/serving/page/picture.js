@@ -14,7 +14,8 @@ export async function unpack({ image, preview, tasks, seconds }) {
       pen.drawImage(mask, 0, 0);
       const pixels = pen.getImageData(0, 0, width, height).data;
       [task.width, task.height] = [width, height];
-      task.masks[name] = Uint8Array.from({ length: width * height }, (_, at) => pixels[4 * at]);
+      const gray = (task.masks[name] = new Uint8Array(width * height));
+      for (let at = 0; at < gray.length; at++) gray[at] = pixels[4 * at];
     }
   return { ...image, picture: await loaded(preview), tasks, seconds };
 }
