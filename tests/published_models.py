@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ark.network import Network
-from ark.published.config import Facts
+from ark.published.config import CONFIG, Facts
 from ark.published.writing import write_model
 from toys import HEADS, SIZE, make_task
 
@@ -31,6 +33,17 @@ def make_network(*kinds: str, seed: int = 0, backbone: str = "test_efficientnet"
 def publish(folder: Path, network: Network | None = None, **facts: object) -> Path:
     network = network or make_network()
     return write_model(folder, network, Facts(network.architecture, **facts))  # type: ignore[arg-type]
+
+
+def change(folder: Path, path: str, value: Any) -> None:
+    """Sets `ark.<path>` of config.json."""
+    content = json.loads((folder / CONFIG).read_text())
+    *keys, last = path.split(".")
+    place = content["ark"]
+    for key in keys:
+        place = place[int(key) if key.isdigit() else key]
+    place[last] = value
+    (folder / CONFIG).write_text(json.dumps(content))
 
 
 def pictures() -> torch.Tensor:

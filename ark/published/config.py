@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ark.errors import ConfigError
+from ark.published.schema import check_architecture, check_facts
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 VERSION = 1  # of the format
@@ -90,26 +91,18 @@ def read_config(folder: Path) -> Facts:
         raise ConfigError(
             f"{folder}: no {CONFIG}; expected a folder that `ark export` wrote"
         ) from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ConfigError(
             f"{path}: is no configuration of a published Ark model: {error!r}"
         ) from error
+    if version < 1:
+        raise ConfigError(f"{path}: ark.format is {version}; expected 1 to {VERSION}")
     if version > VERSION:
         raise ConfigError(
             f"{path}: format {version}; this Ark reads formats up to {VERSION}: install a newer one"
         )
-    _check_shape(path, facts)
+    check_facts(path, facts)
     return facts
-
-
-def _check_shape(path: Path, facts: Facts) -> None:
-    architecture = facts.architecture
-    expected = {"backbone": dict, "tasks": list}
-    for name, kind in expected.items():
-        if not isinstance(architecture, dict) or not isinstance(architecture.get(name), kind):
-            raise ConfigError(f"{path}: ark.architecture.{name} is missing or no {kind.__name__}")
-    if facts.parts not in ("heads", "backbone"):
-        raise ConfigError(f"{path}: ark.parts is {facts.parts!r}; expected 'heads' or 'backbone'")
 
 
 def check_weights(folder: Path, facts: Facts) -> Path:
@@ -146,6 +139,7 @@ def check_trusted(
     Raises:
         ConfigError: names the task and what it asks for. Nothing was imported.
     """
+    check_architecture(path, architecture)
     args = architecture["backbone"].get("args") or {}
     reads = sorted(_READS & set(args))
     if _says_normalisation(args.get("pretrained_cfg_overlay")):

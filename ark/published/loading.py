@@ -71,7 +71,7 @@ def find(path: str | Path, revision: str | None = None, token: str | None = None
             "one of the papers' files and others' encoders"
         )
     if known := registry.known().get(str(path)):
-        return registry.fetch(known)
+        return registry.fetch(known, revision)
     if isinstance(path, Path) or path.count("/") != 1 or path.startswith((".", "~", "/")):
         raise ConfigError(
             f"{path}: no such folder, no name of `ark models`, and no repository of a hub "
@@ -112,10 +112,13 @@ def build(where: Path, facts: Facts) -> Network:
     """
     try:
         network = Network.from_architecture(facts.architecture)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{where}: ark.architecture cannot be built: {error!r}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # torch, timm, smp and mmdet each have their own
+        said = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"{where}: ark.architecture cannot be built: {type(error).__name__}: {said[0]}"
+        ) from error
     for name in ("mean", "std"):  # timm's own may change with its version
         values = getattr(facts, name)
         if values:
@@ -137,4 +140,7 @@ def _fill(network: Network, state: dict[str, Tensor], facts: Facts, folder: Path
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ConfigError(f"{folder}: the weights do not fit the architecture: {error}") from error
+        said = " ".join(str(error).split())  # a line a tensor
+        raise ConfigError(
+            f"{folder}: the weights do not fit the architecture: {said[:400]}"
+        ) from error

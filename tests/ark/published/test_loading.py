@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from published_models import KINDS, make_network, pictures, publish
+from published_models import KINDS, change, make_network, pictures, publish
 
 import ark
 from ark.network import Network
@@ -22,17 +21,6 @@ from ark.types import ConfigError
 from toys import SIZE
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def change(folder: Path, path: str, value: Any) -> None:
-    """Sets `ark.<path>` of config.json."""
-    content = json.loads((folder / CONFIG).read_text())
-    *keys, last = path.split(".")
-    place = content["ark"]
-    for key in keys:
-        place = place[int(key) if key.isdigit() else key]
-    place[last] = value
-    (folder / CONFIG).write_text(json.dumps(content))
 
 
 def test_it_comes_back_bit_for_bit(tmp_path: Path) -> None:
