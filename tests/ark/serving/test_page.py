@@ -344,6 +344,10 @@ def test_an_older_images_findings_are_dimmed_and_its_answer_is_dropped(page: Pag
     page.route("**/api/predict*", lambda route: held.append(route))
     drop(page, "slow.png", image_file(100, 100))
     expect(page.locator("#drop")).to_have_attribute("aria-busy", "true")
+    for _ in range(3000):
+        if held:  # the browser's request has come to this process
+            break
+        page.wait_for_timeout(20)
     page.unroute("**/api/predict*")
     drop(page, "last.png", image_file(60, 50))
     expect(page.locator("#message")).to_contain_text("last.png: 50")
@@ -356,7 +360,7 @@ def test_the_same_file_can_be_chosen_twice_and_by_the_keyboard(page: Page, tmp_p
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("filechooser", lambda chooser: chooser.set_files(tmp_path / "chest.png"))
-    page.wait_for_timeout(500)  # the browser is told of the listener without being waited for
+    page.wait_for_timeout(2000)  # the browser is told of the listener without being waited for
     page.keyboard.press("Tab")
     for count in (1, 2):
         expect(page.locator("#file")).to_be_focused()
